@@ -1,0 +1,81 @@
+"""CamVid (Brostow et al., 2009) in SegNet's version: 360 x 480 pixels, 11 classes."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from tiramisu.data.source import Sample, read_image, read_mask
+from tiramisu.errors import DataError
+from tiramisu.labels import LabelSet
+
+DOWNLOAD_COMMAND = "python -m tiramisu.download camvid --root {root}"
+
+
+class CamVid:
+    """CamVid as SegNet published it: ``train``, ``val`` and ``test``, with ``trainannot`` and so on beside them.
+
+    Masks are index PNGs of mode L:
+
+    0. Sky
+    1. Building
+    2. Pole
+    3. Road
+    4. Sidewalk
+    5. Tree
+    6. Sign
+    7. Fence
+    8. Car
+    9. Pedestrian
+    10. Bicyclist
+    11. void: not trained on, not scored
+
+    The images are licensed CC BY-NC 4.0 (non-commercial).
+
+    Args:
+        root: folder that holds the split folders.
+        split: `train` (367 images), `val` (101) or `test` (233).
+
+    Raises:
+        DataError: a folder or a mask is missing, or the split is empty.
+    """
+
+    labels: ClassVar[LabelSet] = LabelSet(
+        names=(
+            "Sky", "Building", "Pole", "Road", "Sidewalk", "Tree", "Sign", "Fence", "Car", "Pedestrian", "Bicyclist",
+        ),  # fmt: skip
+        palette=(
+            (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0),
+            (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+        ),  # fmt: skip
+        ignore_index=11,
+    )
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+
+    def __init__(self, root: str | Path, split: str = "train") -> None:
+        images, masks = Path(root) / split, Path(root) / f"{split}annot"
+        for folder in (images, masks):
+            if not folder.is_dir():
+                command = DOWNLOAD_COMMAND.format(root=root)
+                raise DataError(f"no CamVid at {folder}; give its folder as --data.root, or fetch it: {command}")
+        self.images = sorted(images.glob("*.png"))
+        if not self.images:
+            raise DataError(f"{images} holds no PNG images; fetch them: {DOWNLOAD_COMMAND.format(root=root)}")
+        self.masks = [masks / image.name for image in self.images]
+        for image, mask in zip(self.images, self.masks, strict=True):
+            if not mask.is_file():
+                raise DataError(f"image {image} has no mask at {mask}; add the mask or remove the image")
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one image with its mask.
+
+        Raises:
+            DataError: a file is unreadable, or the two differ in size, or the mask has an unknown value.
+        """
+        image, mask = read_image(self.images[index]), read_mask(self.masks[index], self.labels)
+        if image.shape[:2] != mask.shape:
+            raise DataError(f"mask {self.masks[index]} is {mask.shape[0]} x {mask.shape[1]}, but its image is "
+                            f"{image.shape[0]} x {image.shape[1]}")  # fmt: skip
+        return Sample(image, mask, self.images[index].name)

@@ -1,0 +1,99 @@
+"""The LightningDataModule over every data set."""
+
+from pathlib import Path
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from tiramisu.data.loading import DATASETS, DatasetName, Split, build_loader, open_source
+from tiramisu.data.source import Source
+from tiramisu.data.transforms import Augmentation, Item, SampleKey, SegmentationDataset
+from tiramisu.errors import ConfigError
+from tiramisu.labels import LabelSet
+
+
+class SegmentationDataModule(L.LightningDataModule):
+    """Batches of augmented training crops and whole evaluation images.
+
+    Args:
+        dataset: `streets`, the built-in drawn street scenes, or `camvid`.
+        root: folder of the data set (default: data/<dataset>; `streets` needs none).
+        image_size: height and width of the scenes of `streets` (default 360 480).
+        augmentation: `paper`: random crop and flip; `strong`: also scale, colour, gamma, blur and noise; `none`.
+        crop_size: height and width of the training crops; none trains on whole images.
+        batch_size: training crops per step and process.
+        eval_batch_size: whole images per evaluation step.
+        workers: loader processes per training process (default: what suits the machine).
+        seed: decides order and augmentation.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetName = "streets",
+        root: Path | None = None,
+        image_size: tuple[int, int] | None = None,
+        augmentation: Augmentation = "strong",
+        crop_size: int | None = 224,
+        batch_size: int = 4,
+        eval_batch_size: int = 1,
+        workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise ConfigError("--data.batch_size and --data.eval_batch_size must be at least 1")
+        if crop_size is not None and crop_size < 32:
+            raise ConfigError(f"--data.crop_size {crop_size} is too small; networks here need at least 32")
+        self.dataset: DatasetName = dataset
+        self.root, self.image_size = root, image_size
+        self.augmentation: Augmentation = augmentation
+        self.crop_size, self.batch_size, self.eval_batch_size = crop_size, batch_size, eval_batch_size
+        self.workers, self.seed = workers, seed
+        self.train_set: SegmentationDataset
+        self.val_set: SegmentationDataset
+        self.test_set: SegmentationDataset
+
+    @property
+    def labels(self) -> LabelSet:
+        """What the classes mean."""
+        return DATASETS[self.dataset].labels
+
+    @property
+    def test_split(self) -> Split:
+        """The split that final weights are evaluated on: test if there is one, else val."""
+        if self.dataset == "camvid" and not (Path(self.root or "data/camvid") / "test").is_dir():
+            return "val"
+        return "test"
+
+    def setup(self, stage: str) -> None:
+        """Open the splits that a stage needs.
+
+        Raises:
+            DataError: a split is missing, empty or damaged.
+            ConfigError: the crop is larger than the training images.
+        """
+        if stage == "fit":
+            self.train_set = SegmentationDataset(self._open("train"), self.augmentation, self.crop_size, self.seed)
+            self.train_set[SampleKey(0, 0)]  # wrong options must be reported before the run begins
+            self.val_set = SegmentationDataset(self._open("val"))
+        if stage == "test":
+            self.test_set = SegmentationDataset(self._open(self.test_split))
+
+    def _open(self, split: str) -> Source:
+        return open_source(self.dataset, self.root, split, self.image_size)
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Return shuffled, augmented batches."""
+        return self._loader(self.train_set, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """Return whole validation images."""
+        return self._loader(self.val_set, self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Item]:
+        """Return whole images of the test split, or of val where there is none."""
+        return self._loader(self.test_set, self.eval_batch_size)
+
+    def _loader(self, dataset: SegmentationDataset, batch_size: int, shuffle: bool = False) -> DataLoader[Item]:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return build_loader(dataset, batch_size, self.workers, shuffle, self.seed, rank, world_size)

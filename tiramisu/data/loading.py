@@ -1,0 +1,123 @@
+"""Opening data sets by name, and loaders that give each process its share of an epoch."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from tiramisu.data.camvid import CamVid
+from tiramisu.data.source import Source
+from tiramisu.data.streets import Streets
+from tiramisu.data.transforms import Item, SampleKey, SegmentationDataset, derive_seed
+from tiramisu.errors import ConfigError
+
+DatasetName = Literal["streets", "camvid"]
+Split = Literal["train", "val", "test"]
+
+DATASETS: dict[str, type[CamVid] | type[Streets]] = {"streets": Streets, "camvid": CamVid}
+
+
+def open_source(
+    dataset: DatasetName, root: Path | None, split: str, image_size: tuple[int, int] | None = None
+) -> Source:
+    """Open a split of a data set.
+
+    Args:
+        dataset: name of the data set.
+        root: its folder (`streets` needs none).
+        split: name of the split.
+        image_size: height and width of the scenes of `streets`.
+
+    Raises:
+        ConfigError: a needed option is missing or does not apply.
+        DataError: the data set is missing or damaged.
+    """
+    if dataset == "streets":
+        return Streets(split, image_size or Streets.DEFAULT_SIZE)
+    if image_size is not None:
+        raise ConfigError(f"--data.image_size applies to streets only; {dataset} images keep their size")
+    return CamVid(root or Path("data") / dataset, split)
+
+
+class EpochSampler(Sampler[SampleKey]):
+    """Yield every index once per epoch, together with the epoch, split evenly over the processes.
+
+    Args:
+        length: number of samples.
+        seed: decides the order, together with the epoch.
+        shuffle: a new order every epoch; without it the order is that of the source.
+        rank: number of this process.
+        world_size: number of processes. When shuffling, every process gets equally many samples (the first ones are
+            repeated), because they step together; else none is repeated, because metrics count each sample once.
+    """
+
+    def __init__(self, length: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.seed, self.shuffle, self.rank, self.world_size = length, seed, shuffle, rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell which epoch comes next; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of samples of this process."""
+        total = self.length
+        if self.shuffle:
+            total += -total % self.world_size
+        return (total - self.rank + self.world_size - 1) // self.world_size
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        """Yield the keys of this process for the current epoch."""
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng(derive_seed(self.seed, self.epoch)).permutation(self.length)
+            order = np.concatenate([order, order[: -self.length % self.world_size]])
+        for index in order[self.rank :: self.world_size]:
+            yield SampleKey(self.epoch, int(index))
+
+
+def default_workers(processes: int = 1) -> int:
+    """Return how many loader processes suit the machine.
+
+    On a GPU machine the loaders have the cores to themselves. On the CPU they share them with the network, which is
+    the bottleneck by far: one process per training process is enough to hide decoding behind it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if not torch.cuda.is_available():
+        return 1 if cores > 1 else 0
+    return max(1, min(8, (cores - 1) // processes))
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # one thread per worker: they run beside each other and beside the network
+
+
+def build_loader(
+    dataset: SegmentationDataset,
+    batch_size: int,
+    workers: int | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Item]:
+    """Build a loader of `Item` batches; an incomplete last batch is dropped when shuffling, if there is another."""
+    sampler = EpochSampler(len(dataset), seed, shuffle, rank, world_size)
+    workers = default_workers(world_size) if workers is None else workers
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=shuffle and len(sampler) >= batch_size,
+        # Its own generator: the loader must not draw from the one that dropout uses.
+        generator=torch.Generator().manual_seed(seed),
+    )

@@ -1,0 +1,82 @@
+"""What a data set is to the rest of the program: numbered images with masks, and what the classes mean."""
+
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from tiramisu.errors import DataError
+from tiramisu.labels import LabelSet
+
+UInt8Array = NDArray[np.uint8]
+
+
+class Sample(NamedTuple):
+    """One labelled image.
+
+    Attributes:
+        image: uint8 (H, W, 3), RGB.
+        mask: uint8 (H, W), class indices or the ignore index.
+        name: what a person would call it, such as the file's name.
+    """
+
+    image: UInt8Array
+    mask: UInt8Array
+    name: str
+
+
+class Source(Protocol):
+    """A split of a data set."""
+
+    labels: ClassVar[LabelSet]
+    splits: ClassVar[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample."""
+        ...
+
+
+def read_image(path: Path) -> UInt8Array:
+    """Read an image file as uint8 (H, W, 3) RGB.
+
+    Raises:
+        DataError: the file is missing or no readable image.
+    """
+    return np.asarray(_open(path).convert("RGB"))
+
+
+def read_mask(path: Path, labels: LabelSet) -> UInt8Array:
+    """Read an index mask (grey or palette PNG) as uint8 (H, W).
+
+    Raises:
+        DataError: the file is missing, unreadable, not an index mask, or has a value outside the classes.
+    """
+    image = _open(path)
+    if image.mode not in ("L", "P"):
+        raise DataError(f"mask {path} is of mode {image.mode}; masks must hold one class index per pixel (mode L or P)")
+    mask = np.asarray(image)
+    known = np.zeros(256, bool)
+    known[: len(labels)] = known[labels.ignore_index] = True
+    if not known[mask].all():
+        value = int(mask[~known[mask]][0])
+        raise DataError(f"mask {path} has the value {value}; classes are 0 to {len(labels) - 1} and void is "
+                        f"{labels.ignore_index}")  # fmt: skip
+    return mask
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"{path} cannot be read: {reason}; replace it or remove it and its partner") from error

@@ -1,0 +1,115 @@
+"""Augmentation with albumentations, and tensors whose every random draw follows from (seed, epoch, index)."""
+
+import os
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tiramisu.data.source import Source
+from tiramisu.errors import ConfigError
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import below asks the network for its version
+import albumentations as A  # noqa: E402
+
+Augmentation = Literal["none", "paper", "strong"]
+
+
+class SampleKey(NamedTuple):
+    """Which sample, and in which epoch; samplers yield these, so that the epoch reaches every worker."""
+
+    epoch: int
+    index: int
+
+
+class Item(NamedTuple):
+    """One training or evaluation item.
+
+    Attributes:
+        image: uint8 (3, H, W), RGB; the network's input is this divided by 255.
+        mask: int64 (H, W), class indices or the ignore index.
+        index: position in the source.
+    """
+
+    image: Tensor
+    mask: Tensor
+    index: int
+
+
+def build_augmentation(kind: Augmentation, crop_size: int | None, ignore_index: int) -> A.Compose | None:
+    """Build the augmentation pipeline.
+
+    Args:
+        kind: `none`; `paper`: random crop and horizontal flip; `strong`: random scale 0.5 to 2, crop, flip, and
+            changes of colour, gamma, sharpness and noise.
+        crop_size: height and width of the crop, or none for whole images.
+        ignore_index: what masks are padded with; padding never becomes a class.
+    """
+    if kind == "none":
+        return None
+    geometry: list[A.BasicTransform] = []
+    colour: list[A.BasicTransform] = []
+    if kind == "strong":
+        colour = [
+            A.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8),
+            A.RandomGamma(gamma_limit=(70, 140), p=0.3),
+            A.GaussianBlur(sigma_limit=(0.3, 1.2), p=0.15),
+            A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
+        ]
+        if crop_size is not None:
+            geometry = [
+                A.RandomScale(scale_limit=(-0.5, 1.0), p=1.0),
+                A.PadIfNeeded(crop_size, crop_size, border_mode=0, fill=0, fill_mask=ignore_index),
+            ]
+    if crop_size is not None:
+        geometry.append(A.RandomCrop(crop_size, crop_size))
+    return A.Compose([*geometry, A.HorizontalFlip(p=0.5), *colour])
+
+
+class SegmentationDataset(Dataset[Item]):
+    """A source with augmentation, as tensors.
+
+    Args:
+        source: the labelled images.
+        augmentation: kind of augmentation, see `build_augmentation`.
+        crop_size: height and width of the crops, or none for whole images.
+        seed: with the epoch and the index it decides every random draw, whatever the number of workers.
+    """
+
+    def __init__(
+        self, source: Source, augmentation: Augmentation = "none", crop_size: int | None = None, seed: int = 0
+    ) -> None:
+        self.source = source
+        self.crop_size = crop_size if augmentation != "none" else None
+        self.seed = seed
+        self.transform = build_augmentation(augmentation, crop_size, source.labels.ignore_index)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey) -> Item:
+        """Return one item.
+
+        Raises:
+            DataError: the files are unreadable or inconsistent.
+            ConfigError: the crop is larger than the image.
+        """
+        epoch, index = key
+        image, mask, name = self.source[index]
+        if self.crop_size is not None and self.crop_size > min(mask.shape):
+            raise ConfigError(f"--data.crop_size {self.crop_size} is larger than the image {name} "
+                              f"({mask.shape[0]} x {mask.shape[1]}); use at most {min(mask.shape)}")  # fmt: skip
+        if self.transform is not None:
+            self.transform.set_random_seed(derive_seed(self.seed, epoch, index))
+            augmented: dict[str, Any] = self.transform(image=image, mask=mask)
+            image, mask = augmented["image"], augmented["mask"]
+        image_tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return Item(image_tensor, torch.from_numpy(mask.astype(np.int64)), index)
+
+
+def derive_seed(*values: int) -> int:
+    """Mix numbers into one 32-bit seed; neighbouring numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(values).generate_state(1)[0])

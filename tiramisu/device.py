@@ -1,0 +1,25 @@
+"""Which device and precision suit this machine."""
+
+import torch
+
+
+def default_device() -> torch.device:
+    """Return cuda, mps or cpu, the first there is."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Tell whether bfloat16 is faster than float32 on a device: it has bf16 matrix or dot-product instructions."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # oneDNN's own answer: AVX-512 BF16 or AMX, or BFMMLA on Arm.
+        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+def default_precision(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the hardware has it, else float32."""
+    return torch.bfloat16 if fast_bf16(device) else torch.float32

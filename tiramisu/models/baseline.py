@@ -1,0 +1,60 @@
+"""Any segmentation_models_pytorch architecture behind the same contract, as a baseline to compare with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tiramisu.models.network import SegmentationNetwork
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class SmpNetwork(SegmentationNetwork):
+    """An architecture of segmentation_models_pytorch: U-Net, FPN, DeepLabV3+, SegFormer and so on.
+
+    Args:
+        num_classes: classes predicted, void not counted.
+        arch: name of the architecture (``smp.create_model``): unet, fpn, deeplabv3plus, segformer, ...
+        encoder_name: name of the encoder: resnet34, efficientnet-b0, tu-<any timm model>, ...
+        encoder_weights: `imagenet` downloads pretrained weights; none starts from scratch.
+        in_channels: channels of the input images.
+        mean: subtracted from the images, one value or one per channel (ImageNet's, which pretrained encoders expect).
+        std: the images are divided by it.
+        options: further arguments of the architecture.
+
+    Raises:
+        ValueError: there is no such architecture or encoder.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 11,
+        arch: str = "unet",
+        encoder_name: str = "resnet34",
+        encoder_weights: str | None = None,
+        in_channels: int = 3,
+        mean: float | Sequence[float] = IMAGENET_MEAN,
+        std: float | Sequence[float] = IMAGENET_STD,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(num_classes, in_channels, mean, std)
+        # Imported here: it loads timm and hundreds of encoders, which no FC-DenseNet needs.
+        import segmentation_models_pytorch as smp
+
+        try:
+            self.model = smp.create_model(
+                arch, encoder_name, encoder_weights, in_channels, num_classes, **(options or {})
+            )
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"no such baseline: arch={arch}, encoder_name={encoder_name}: {error}") from error
+        # Once loaded, the weights come from model.safetensors: loading must not download the encoder's again.
+        if self._hub_mixin_config is not None:
+            self._hub_mixin_config["encoder_weights"] = None
+
+    def compute_logits(self, x: Tensor) -> Tensor:
+        """Map normalised images to logits, padded to a multiple of 32 as these encoders need."""
+        height, width = x.shape[-2:]
+        return self.model(F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate"))

@@ -1,0 +1,218 @@
+"""What every segmentation network here has in common: its input contract, and saving and loading."""
+
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import safetensors
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tiramisu import __version__
+from tiramisu.errors import WeightsError
+from tiramisu.files import atomic_folder
+from tiramisu.labels import LabelSet
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+MIN_SIZE = 32  # the five poolings of the paper leave one pixel of it
+
+MODEL_CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ architecture }} trained with tiramisu
+
+{{ summary }}
+
+```python
+from tiramisu.models import load_network
+
+network = load_network("path/to/this/folder")  # eval mode
+logits = network(image)                        # float RGB in [0, 1], (B, 3, H, W) -> (B, classes, H, W)
+```
+"""
+
+
+class SegmentationNetwork(nn.Module, PyTorchModelHubMixin, model_card_template=MODEL_CARD, library_name="tiramisu"):
+    """A network from images to class logits of the same size.
+
+    Subclasses implement `compute_logits` on normalised images and are saved and loaded as a folder with
+    ``model.safetensors`` and ``config.json``; nothing is ever unpickled.
+
+    Args:
+        num_classes: classes predicted.
+        in_channels: channels of the input images.
+        mean: subtracted from the input, one value or one per channel, in the input's unit (0 to 1).
+        std: the result is divided by it, likewise.
+
+    Attributes:
+        grid_size: smallest height and width that the layers can process; smaller images are padded to it.
+        labels: what the classes mean, once known; stored in config.json.
+        protocol: how the weights came about (data set, recipe, metrics, versions); stored in config.json.
+    """
+
+    architectures: ClassVar[dict[str, type["SegmentationNetwork"]]] = {}
+
+    def __init__(
+        self, num_classes: int, in_channels: int, mean: float | Sequence[float], std: float | Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.grid_size = MIN_SIZE
+        self.labels: LabelSet | None = None
+        self.protocol: dict[str, Any] = {}
+        self.mean: Tensor
+        self.std: Tensor
+        for name, value in (("mean", mean), ("std", std)):
+            values = [value] * in_channels if isinstance(value, int | float) else list(value)
+            if len(values) != in_channels:
+                raise ValueError(f"{name} has {len(values)} values, but the images have {in_channels} channels")
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        SegmentationNetwork.architectures[cls.__name__] = cls
+
+    def compute_logits(self, x: Tensor) -> Tensor:
+        """Map normalised images (B, in_channels, H, W) to logits (B, num_classes, >= H, >= W), top-left aligned."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to class logits.
+
+        Args:
+            images: float tensor (B, in_channels, H, W), values in [0, 1], RGB; any H and W of at least 32.
+
+        Returns:
+            Logits (B, num_classes, H, W).
+
+        Raises:
+            ValueError: the shape does not fit.
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(f"expected images (B, {self.in_channels}, H, W), got {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        if height < MIN_SIZE or width < MIN_SIZE:
+            raise ValueError(f"images must be at least {MIN_SIZE} pixels high and wide, got {height} x {width}")
+        x = (images - self.mean) / self.std
+        if height < self.grid_size or width < self.grid_size:
+            padding = (0, max(0, self.grid_size - width), 0, max(0, self.grid_size - height))
+            x = F.pad(x, padding, mode="replicate")
+        return self.compute_logits(x)[:, :, :height, :width]
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write ``model.safetensors``, ``config.json`` and a model card into a folder, each complete or not at all."""
+        config = {**(self._hub_mixin_config or {}), "architecture": type(self).__name__, "protocol": self.protocol}
+        if self.labels is not None:
+            config["labels"] = self.labels.to_dict()
+        kwargs.setdefault("config", config)
+        kwargs.setdefault("model_card_kwargs", {"architecture": type(self).__name__, "summary": self._summary()})
+        with atomic_folder(Path(save_directory)) as staging:
+            return super().save_pretrained(staging, **kwargs)
+
+    def _summary(self) -> str:
+        lines = [f"- {key}: {json.dumps(value)}" for key, value in self.protocol.items()]
+        return "\n".join(lines) or "Weights without a record of their training."
+
+    @classmethod
+    def _from_pretrained(  # type: ignore[override]  # the mixin passes everything by keyword
+        cls,
+        *,
+        model_id: str,
+        config: dict[str, Any] | None = None,
+        map_location: str = "cpu",
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load safetensors only: unlike the mixin's own method there is no way back to pickled weights."""
+        hub = {key: kwargs.pop(key) for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
+        if Path(model_id).is_dir():
+            file = Path(model_id) / WEIGHTS_FILE
+        else:
+            file = Path(hf_hub_download(repo_id=model_id, filename=WEIGHTS_FILE, **hub))
+        network = cls(**kwargs)
+        load_weights_file(network, file, device=map_location, strict=strict)
+        config = config or {}
+        network.labels = LabelSet.from_dict(config["labels"]) if "labels" in config else None
+        network.protocol = config.get("protocol", {})
+        return network.eval()
+
+
+def load_weights_file(network: nn.Module, file: Path, device: str = "cpu", strict: bool = True) -> None:
+    """Load a safetensors file into `network`.
+
+    Raises:
+        WeightsError: the file is missing, is not safetensors, or belongs to another architecture.
+    """
+    if not file.is_file():
+        raise WeightsError(f"no weights at {file}; give a folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}")
+    try:
+        state = load_file(file, device=device)
+    except safetensors.SafetensorError as error:
+        raise WeightsError(
+            f"{file} is not a readable safetensors file ({error}); only safetensors weights are loaded, "
+            f"save them again with save_pretrained"
+        ) from error
+    check_state(network, state, file, strict=strict)
+    network.load_state_dict(state, strict=strict)
+
+
+def check_state(network: nn.Module, state: dict[str, Tensor], source: Path, strict: bool = True) -> None:
+    """Check that a state dict fits a network, tensor by tensor.
+
+    Raises:
+        WeightsError: it does not; the message names the first difference.
+    """
+    own = network.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    differing = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if differing:
+        name = min(differing)
+        found, expected = tuple(state[name].shape), tuple(own[name].shape)
+        difference = f"{name} is {found} there and {expected} here ({len(differing)} tensors differ)"
+    elif strict and (missing or unexpected):
+        difference = f"{len(missing)} tensors are missing and {len(unexpected)} are unknown, "
+        difference += f"for example {(missing + unexpected)[0]}"
+    else:
+        return
+    raise WeightsError(f"{source} holds another architecture: {difference}; use the options it was trained with")
+
+
+def load_network(folder: str | Path) -> SegmentationNetwork:
+    """Load a network of any architecture that tiramisu saved, in eval mode on the CPU.
+
+    Args:
+        folder: a folder with ``model.safetensors`` and ``config.json``, as `save_pretrained` or
+            ``python -m tiramisu.train`` writes it.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or the architecture is unknown.
+    """
+    folder = Path(folder)
+    config_file = folder / CONFIG_FILE
+    if not config_file.is_file():
+        raise WeightsError(f"no weights in {folder}: it has no {CONFIG_FILE}; give a folder that training wrote, "
+                           f"such as runs/quickstart/version_0/model")  # fmt: skip
+    try:
+        config = json.loads(config_file.read_text())
+        architecture = SegmentationNetwork.architectures[config["architecture"]]
+        return architecture.from_pretrained(folder)
+    except (ValueError, TypeError, KeyError) as error:
+        known = ", ".join(sorted(SegmentationNetwork.architectures))
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{config_file} does not describe one of {known}: {reason}") from error
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that decide what the weights compute, for the protocol stamp."""
+    versions = {"tiramisu": __version__, "python": platform.python_version()}
+    return versions | {"torch": torch.__version__, "numpy": np.__version__}

@@ -1,0 +1,103 @@
+"""Masks as pictures: palette, overlay, legend and grids; plain numpy, RGB."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from tiramisu.labels import LabelSet
+
+UInt8Array = NDArray[np.uint8]
+
+MARGIN = 6
+TEXT_COLOR = (30, 30, 30)
+
+
+def palette_table(labels: LabelSet) -> UInt8Array:
+    """Return the colour of every possible mask value, uint8 (256, 3); values outside the classes are drawn as void."""
+    table = np.full((256, 3), labels.ignore_color, np.uint8)
+    table[: len(labels)] = labels.palette
+    return table
+
+
+def colorize(mask: UInt8Array, labels: LabelSet) -> UInt8Array:
+    """Draw a mask (H, W) of class indices in the colours of its classes: uint8 (H, W, 3) RGB."""
+    return palette_table(labels)[mask]
+
+
+def overlay(image: UInt8Array, mask: UInt8Array, labels: LabelSet, opacity: float = 0.55) -> UInt8Array:
+    """Lay the coloured mask over an image.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        mask: uint8 (H, W) class indices.
+        labels: the classes' colours; void is left uncoloured.
+        opacity: 0 shows the image only, 1 the mask only.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+    """
+    blended = cv2.addWeighted(image, 1 - opacity, colorize(mask, labels), opacity, 0)
+    return np.where((mask == labels.ignore_index)[..., None], image, blended)
+
+
+def error_map(prediction: UInt8Array, truth: UInt8Array, labels: LabelSet) -> UInt8Array:
+    """Draw where a prediction is wrong: right pixels grey, wrong ones in the colour of the true class, void black."""
+    picture = np.where((prediction == truth)[..., None], np.uint8(225), colorize(truth, labels))
+    picture[truth == labels.ignore_index] = labels.ignore_color
+    return picture
+
+
+def legend(labels: LabelSet, width: int) -> UInt8Array:
+    """Draw the colours with their names, wrapped into a strip of the given width: uint8 (h, width, 3) RGB."""
+    font, size = _font(), 12
+    entries = [*zip(labels.names, labels.palette, strict=True), ("void", labels.ignore_color)]
+    places, x, y = [], MARGIN, MARGIN
+    for name, color in entries:
+        needed = size + MARGIN + int(font.getlength(name)) + 2 * MARGIN
+        if x > MARGIN and x + needed > width:
+            x, y = MARGIN, y + size + MARGIN
+        places.append((x, y, name, color))
+        x += needed
+    picture = Image.new("RGB", (width, y + size + MARGIN), "white")
+    draw = ImageDraw.Draw(picture)
+    for x, y, name, color in places:
+        draw.rectangle((x, y, x + size, y + size), fill=color, outline=TEXT_COLOR)
+        draw.text((x + size + MARGIN, y + size / 2), name, fill=TEXT_COLOR, font=font, anchor="lm")
+    return np.asarray(picture)
+
+
+def grid(rows: Sequence[Sequence[UInt8Array]], titles: Sequence[str], labels: LabelSet) -> UInt8Array:
+    """Arrange pictures in rows under column titles, with the legend below.
+
+    Args:
+        rows: pictures, uint8 (H, W, 3) RGB; within a row of one height, within a column of one width.
+        titles: one per column.
+        labels: classes of the legend.
+
+    Returns:
+        uint8 (h, w, 3) RGB.
+    """
+    spaced = [_join(row, axis=1) for row in rows]
+    widths = [picture.shape[1] for picture in rows[0]]
+    header = Image.new("RGB", (spaced[0].shape[1], 20), "white")
+    draw = ImageDraw.Draw(header)
+    left = 0
+    for title, width in zip(titles, widths, strict=True):
+        draw.text((left + width / 2, 10), title, fill=TEXT_COLOR, font=_font(), anchor="mm")
+        left += width + MARGIN
+    return np.concatenate([np.asarray(header), _join(spaced, axis=0), legend(labels, spaced[0].shape[1])])
+
+
+def _join(pictures: Sequence[UInt8Array], axis: int) -> UInt8Array:
+    gap_shape = list(pictures[0].shape)
+    gap_shape[axis] = MARGIN
+    gap = np.full(gap_shape, 255, np.uint8)
+    parts = [part for picture in pictures for part in (gap, picture)][1:]
+    return np.concatenate(parts, axis=axis)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(12)
