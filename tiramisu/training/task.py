@@ -1,0 +1,151 @@
+"""The LightningModule: what one step of training and of evaluation is."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from tiramisu.data.transforms import Item
+from tiramisu.errors import ConfigError, DivergedError
+from tiramisu.inference.evaluation import images_to_float
+from tiramisu.labels import LabelSet
+from tiramisu.metrics import confusion_matrix, scores_from_confusion
+from tiramisu.models import FCDenseNet, SegmentationNetwork
+from tiramisu.models.network import WEIGHTS_FILE, load_weights_file
+from tiramisu.training.losses import RegionLoss, SegmentationLoss
+from tiramisu.training.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule
+
+
+class SegmentationTask(L.LightningModule):
+    """Train a segmentation network.
+
+    Args:
+        labels: classes of the data set; comes from the data module.
+        network: class of the network: FCDenseNet, or SmpNetwork for any segmentation_models_pytorch architecture.
+        init: folder with weights of the same architecture to start from.
+        lr: learning rate (the peak of warm-up and of one-cycle).
+        optimizer: `adamw`, `sgd` or `rmsprop` (the paper's).
+        weight_decay: of convolution weights.
+        schedule: `constant`, `exponential` (per epoch), `cosine` or `onecycle`.
+        lr_gamma: factor per epoch of `exponential`.
+        warmup_epochs: epochs of linear warm-up.
+        label_smoothing: share of the target that is spread over all classes.
+        class_weights: one factor per class for the cross-entropy.
+        region_loss: `lovasz` or `dice`, added to the cross-entropy.
+        region_weight: factor of the region loss.
+        ema_decay: decay of the moving average of the weights, which is what gets evaluated and saved; 0 turns it off.
+        channels_last: memory layout that is faster on current CPUs and GPUs.
+
+    Raises:
+        ConfigError: the options do not fit together.
+        WeightsError: the weights of `init` do not fit.
+    """
+
+    def __init__(
+        self,
+        labels: LabelSet,
+        network: Callable[[int], SegmentationNetwork] = FCDenseNet,
+        init: Path | None = None,
+        lr: float = 1e-3,
+        optimizer: OptimizerName = "adamw",
+        weight_decay: float = 1e-4,
+        schedule: ScheduleName = "onecycle",
+        lr_gamma: float = 0.995,
+        warmup_epochs: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        region_loss: RegionLoss = "none",
+        region_weight: float = 0.5,
+        ema_decay: float = 0.999,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        try:
+            self.network = network(len(labels))
+        except ValueError as error:
+            raise ConfigError(f"--model.network: {error}") from error
+        self.network.labels = self.labels = labels
+        if init is not None:
+            load_weights_file(self.network, init / WEIGHTS_FILE)
+        if channels_last:
+            # A no-op for the values; convolutions then keep activations in this layout too.
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.lr, self.weight_decay, self.lr_gamma, self.warmup_epochs = lr, weight_decay, lr_gamma, warmup_epochs
+        self.optimizer_name: OptimizerName = optimizer
+        self.schedule_name: ScheduleName = schedule
+        self.ema_decay, self.channels_last = ema_decay, channels_last
+        self.loss = SegmentationLoss(labels, label_smoothing, class_weights, region_loss, region_weight)
+        self.confusion = nn.ModuleDict({"val": confusion_matrix(labels), "test": confusion_matrix(labels)})
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build optimiser and schedule; the schedule steps with the optimiser."""
+        optimizer = build_optimizer(self.optimizer_name, self.network, self.lr, self.weight_decay)
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf"):
+            raise ConfigError("training has no end: set --trainer.max_epochs or --trainer.max_steps")
+        batches = self.trainer.num_training_batches
+        steps_per_epoch = max(1, int(batches // self.trainer.accumulate_grad_batches))
+        schedule = build_schedule(
+            self.schedule_name, optimizer, int(total_steps), steps_per_epoch, self.warmup_epochs, self.lr_gamma
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 images (B, 3, H, W) to logits (B, classes, H, W)."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return self.network(images_to_float(images).contiguous(memory_format=layout))
+
+    def training_step(self, batch: Item, batch_idx: int) -> Tensor:
+        """Return the loss of one batch of crops.
+
+        Raises:
+            DivergedError: the loss is NaN or infinite.
+        """
+        loss = self.loss(self(batch.image), batch.mask)
+        if not torch.isfinite(loss):
+            raise DivergedError(f"the loss became {loss.item()} at step {self.global_step} (epoch {self.current_epoch})")
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.image))
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Item, batch_idx: int) -> Tensor:
+        """Count one batch of whole validation images; return the class maps (B, H, W)."""
+        return self._count("val", batch)
+
+    def test_step(self, batch: Item, batch_idx: int) -> Tensor:
+        """Count one batch of whole test images; return the class maps (B, H, W)."""
+        return self._count("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the validation set."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the test set."""
+        self._log_scores("test")
+
+    def _count(self, split: str, batch: Item) -> Tensor:
+        logits = self(batch.image)
+        predictions = logits.argmax(1)
+        self.confusion[split].update(predictions, batch.mask)
+        self.log(f"{split}/loss", self.loss(logits, batch.mask), batch_size=len(batch.image), sync_dist=True)
+        return predictions
+
+    def _log_scores(self, split: str) -> None:
+        # torchmetrics adds up the processes' counts in compute().
+        metric = cast(Any, self.confusion[split])
+        self.last_confusion: Tensor = metric.compute().cpu()
+        metric.reset()
+        scores = scores_from_confusion(self.last_confusion)
+        values = {f"{split}/mIoU": scores.mean_iou, f"{split}/accuracy": scores.accuracy}
+        self.log_dict(values, prog_bar=split == "val", rank_zero_only=False)
+        per_class = zip(self.labels.names, scores.iou, strict=True)
+        self.log_dict({f"{split}/IoU/{name}": value for name, value in per_class})
+
+    def transfer_batch_to_device(self, batch: Item, device: torch.device, dataloader_idx: int) -> Item:
+        """Move a batch without waiting: the loader pins its memory."""
+        return Item(*(value.to(device, non_blocking=True) for value in batch))  # type: ignore[attr-defined]
