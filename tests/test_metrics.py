@@ -11,10 +11,14 @@ from tiramisu.metrics import confusion_matrix, format_table, scores_from_confusi
 
 
 def labels_of(classes: int, void: int) -> LabelSet:
-    return LabelSet(tuple(f"class {i}" for i in range(classes)), tuple((i, i, i) for i in range(classes)), void)
+    return LabelSet(
+        tuple(f"class {i}" for i in range(classes)), tuple((i, i, i) for i in range(classes)), void
+    )
 
 
-def reference_scores(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int, void: int) -> tuple[list[float], float]:
+def reference_scores(
+    pairs: list[tuple[np.ndarray, np.ndarray]], classes: int, void: int
+) -> tuple[list[float], float]:
     """Pixel by pixel, straight from the definition."""
     intersection, union, present = [0] * classes, [0] * classes, [False] * classes
     right = scored = 0
@@ -59,14 +63,23 @@ def test_pools_over_the_set_instead_of_averaging_images() -> None:
     metric = confusion_matrix(labels)
     metric.update(torch.zeros(1, 10, 10, dtype=torch.long), torch.zeros(1, 10, 10, dtype=torch.long))
     metric.update(torch.zeros(1, 10, 10, dtype=torch.long), torch.ones(1, 10, 10, dtype=torch.long))
-    assert scores_from_confusion(metric.compute()).iou == (0.5, 0.0)  # per image it would be (1 + 0) / 2 and n/a
+    assert scores_from_confusion(metric.compute()).iou == (
+        0.5,
+        0.0,
+    )  # per image it would be (1 + 0) / 2 and n/a
 
 
 def test_table_reads_like_the_papers() -> None:
     labels = labels_of(2, 255)
     scores = scores_from_confusion(torch.tensor([[90, 10], [0, 0]]))
     table = format_table([("val", scores)], labels)
-    assert [line.split()[-1] for line in table.splitlines() if line[0] != "-"] == ["val", "90.0", "n/a", "90.0", "90.0"]
+    assert [line.split()[-1] for line in table.splitlines() if line[0] != "-"] == [
+        "val",
+        "90.0",
+        "n/a",
+        "90.0",
+        "90.0",
+    ]
     assert scores.to_dict(labels)["iou"]["class 1"] is None
 
 

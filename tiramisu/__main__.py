@@ -12,7 +12,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Print every command with one line about it."""
     unknown = sys.argv[1:] if args is None else args
     if unknown and unknown[0] not in ("-h", "--help"):
-        print(f"tiramisu: error: {unknown[0]} is not run this way; use python -m tiramisu.<command>", file=sys.stderr)
+        print(
+            f"tiramisu: error: {unknown[0]} is not run this way; use python -m tiramisu.<command>",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     print("Semantic segmentation with FC-DenseNet. Commands (each has --help):\n")
     for command in COMMANDS:

@@ -21,6 +21,7 @@ def command(name: str) -> Callable[[Main], Main]:
 
     Args:
         name: of the command, as the user typed it.
+
     """
 
     def decorate(main: Main) -> Main:

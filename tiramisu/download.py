@@ -48,11 +48,14 @@ def download(
 
     Raises:
         DataError: some files could not be fetched or were not what they should be.
+
     """
     if jobs < 1:
         raise ConfigError("--jobs must be at least 1")
     root = root or Path("data") / dataset
-    fetcher = pooch.create(path=root, base_url=base_url.rstrip("/") + "/", registry=camvid_registry(), retry_if_failed=2)
+    fetcher = pooch.create(
+        path=root, base_url=base_url.rstrip("/") + "/", registry=camvid_registry(), retry_if_failed=2
+    )
     pooch.get_logger().setLevel("ERROR")
     failures: dict[str, str] = {}
     stopping = threading.Event()
@@ -69,7 +72,11 @@ def download(
                     future.result()
                 except (requests.RequestException, ValueError) as error:
                     # A wrong hash is a ValueError of pooch's.
-                    reason = "its content is not what it should be" if isinstance(error, ValueError) else _reason(error)
+                    reason = (
+                        "its content is not what it should be"
+                        if isinstance(error, ValueError)
+                        else _reason(error)
+                    )
                     failures[futures[future]] = reason
                     if len(failures) == 20 and len(failures) == sum(future.done() for future in futures):
                         stopping.set()  # nothing gets through: do not try fourteen hundred times

@@ -44,6 +44,7 @@ class DataOptions:
         root: its folder (default: data/<dataset>; `streets` needs none).
         split: which part of it.
         image_size: height and width of the scenes of `streets` (default: as in training).
+
     """
 
     dataset: DatasetName | None = None
@@ -79,6 +80,7 @@ def evaluate(
     Raises:
         WeightsError: the weights are missing, damaged, or have other classes than the data set.
         DataError: the data set is missing or damaged.
+
     """
     if batch_size < 1:
         raise ConfigError("--batch_size must be at least 1")
@@ -121,6 +123,7 @@ def choose_device(name: str | None) -> torch.device:
 
     Raises:
         ConfigError: there is no such device here.
+
     """
     if name is None:
         return default_device()
@@ -148,9 +151,9 @@ def write_report(
         rows.append([image, *drawn, error_map(worst.prediction, truth, labels)])
     rows = [row for row in rows if row[0].shape == rows[0][0].shape]
     with atomic_path(output / "worst.png") as temporary:
-        Image.fromarray(np.ascontiguousarray(grid(rows, ("image", "truth", "prediction", "errors"), labels))).save(
-            temporary
-        )
+        Image.fromarray(
+            np.ascontiguousarray(grid(rows, ("image", "truth", "prediction", "errors"), labels))
+        ).save(temporary)
 
 
 @command("tiramisu.evaluate")

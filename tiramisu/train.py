@@ -60,7 +60,11 @@ class TrainCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_kwargs={"overwrite": True, "config_filename": CONFIG_NAME},
-            parser_kwargs={"exit_on_error": False, "prog": "python -m tiramisu.train", "description": __doc__},
+            parser_kwargs={
+                "exit_on_error": False,
+                "prog": "python -m tiramisu.train",
+                "description": __doc__,
+            },
             trainer_defaults={
                 "precision": precision,
                 "max_epochs": 100,
@@ -73,13 +77,17 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options about the run as a whole."""
-        parser.add_argument("--name", type=str, default="default", help="name of the run; its folder is RUNS/NAME/version_N")
+        parser.add_argument(
+            "--name", type=str, default="default", help="name of the run; its folder is RUNS/NAME/version_N"
+        )
         parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
         parser.add_argument(
             "--resume", type=str, default=None, metavar="last|PATH",
             help="go on from the last finished epoch of the newest run, or of a run folder or checkpoint",
         )  # fmt: skip
-        parser.add_argument("--pictures_every", type=int, default=1, help="validations between two pictures of samples")
+        parser.add_argument(
+            "--pictures_every", type=int, default=1, help="validations between two pictures of samples"
+        )
         parser.link_arguments("data.labels", "model.labels", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.seed")
         parser.set_defaults({"model.network": {"class_path": "tiramisu.models.FCDenseNet"}})
@@ -119,7 +127,11 @@ class TrainCLI(LightningCLI):
 
 def new_run_folder(parent: Path) -> Path:
     """Make the folder ``version_N`` with the next free number; other processes of the run only learn its name."""
-    taken = [int(path.name.removeprefix("version_")) for path in parent.glob("version_*") if path.name[8:].isdigit()]
+    taken = [
+        int(path.name.removeprefix("version_"))
+        for path in parent.glob("version_*")
+        if path.name[8:].isdigit()
+    ]
     number = max(taken, default=-1) + 1
     while rank_zero_only.rank == 0:
         folder = parent / f"version_{number}"
@@ -156,7 +168,11 @@ def with_config(args: list[str]) -> list[str]:
 
 def _find_config(path: str) -> str:
     shipped = shipped_config(Path(path).name)
-    return str(shipped) if not Path(path).exists() and Path(path).parts[0] == "configs" and shipped.exists() else path
+    return (
+        str(shipped)
+        if not Path(path).exists() and Path(path).parts[0] == "configs" and shipped.exists()
+        else path
+    )
 
 
 @command("tiramisu.train")
@@ -171,7 +187,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except DivergedError as error:
         last = last_checkpoint(cli.run)
         remedy = f"the last good checkpoint is {last}" if last.is_file() else "no epoch had finished"
-        raise DivergedError(f"{error}; {remedy}; lower --model.lr or set --trainer.gradient_clip_val 1") from error
+        raise DivergedError(
+            f"{error}; {remedy}; lower --model.lr or set --trainer.gradient_clip_val 1"
+        ) from error
     if cli.trainer.interrupted or cli.trainer.fast_dev_run:
         return
     finish(cli)
@@ -181,8 +199,9 @@ def finish(cli: TrainCLI) -> None:
     """Evaluate the final (averaged) weights and write model, report and plots into the run folder."""
     trainer, task, run = cli.trainer, cli.model, cli.run
     last = last_checkpoint(Path(trainer.log_dir or run))
-    # The checkpoint holds the averaged weights, also where the run was resumed after its last epoch.
-    task.load_state_dict(read_checkpoint(last, map_location=task.device)["state_dict"])
+    if last.is_file():  # there is none where no epoch was trained
+        # It holds the averaged weights, also where the run was resumed after its last epoch.
+        task.load_state_dict(read_checkpoint(last, map_location=task.device)["state_dict"])
     protocol = protocol_stamp(cli)
     save_model(task, run, protocol)  # before evaluation, so that a crash there loses nothing
     trainer.test(task, cli.datamodule, verbose=False)
@@ -205,7 +224,9 @@ def finish(cli: TrainCLI) -> None:
     write_json(run / "report.json", report)
     plot_confusion(confusion, task.labels, run / "confusion_matrix.png")
     plot_curves(cli.history.rows, run / "curves.png")
-    print(f"\n{format_table([(split, scores)], task.labels)}\n\nWeights: {run / 'model'}\nReport:  {run / 'report.json'}")
+    print(
+        f"\n{format_table([(split, scores)], task.labels)}\n\nWeights: {run / 'model'}\nReport:  {run / 'report.json'}"
+    )
 
 
 def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def test_images_and_masks_move_together() -> None:
     for row in source[0].mask:
         plain.setdefault(row.tobytes(), None)
     _, mask, _ = SegmentationDataset(source, "paper", 64, seed=0)[SampleKey(0, 0)]
-    image_only = SegmentationDataset(source, "paper", 64, seed=0)[SampleKey(0, 0)].image.permute(1, 2, 0).numpy()
+    image_only = (
+        SegmentationDataset(source, "paper", 64, seed=0)[SampleKey(0, 0)].image.permute(1, 2, 0).numpy()
+    )
     found = any(
         np.array_equal(image[top : top + 64, left : left + 64], image_only)
         and np.array_equal(labels[top : top + 64, left : left + 64], mask.numpy())
@@ -88,7 +90,9 @@ def test_images_and_masks_move_together() -> None:
 
 
 def test_a_crop_larger_than_the_image_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"crop_size 100 is larger than the image white \(64 x 64\); use at most 64"):
+    with pytest.raises(
+        ConfigError, match=r"crop_size 100 is larger than the image white \(64 x 64\); use at most 64"
+    ):
         SegmentationDataset(White(), "strong", 100)[SampleKey(0, 0)]
 
 
@@ -118,4 +122,6 @@ def test_an_error_in_a_worker_keeps_its_message(camvid_like: Path) -> None:
     loader = build_loader(SegmentationDataset(CamVid(camvid_like, "train")), 2, workers=1)
     with pytest.raises(DataError) as caught:
         list(loader)
-    assert one_line(caught.value).startswith(f"{camvid_like / 'train' / '0003.png'} cannot be read: not an image")
+    assert one_line(caught.value).startswith(
+        f"{camvid_like / 'train' / '0003.png'} cannot be read: not an image"
+    )

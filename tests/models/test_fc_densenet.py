@@ -154,4 +154,7 @@ def test_deep_copies_are_independent() -> None:
 
 def test_classifier_of_the_same_blocks() -> None:
     assert DenseNetClassifier(num_classes=10)(torch.rand(1, 3, 32, 32)).shape == (1, 10)
-    assert DenseNetClassifier(4, in_channels=1, layers_per_block=(2, 2))(torch.rand(3, 1, 20, 28)).shape == (3, 4)
+    assert DenseNetClassifier(4, in_channels=1, layers_per_block=(2, 2))(torch.rand(3, 1, 20, 28)).shape == (
+        3,
+        4,
+    )

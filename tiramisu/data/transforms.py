@@ -11,8 +11,10 @@ from torch.utils.data import Dataset
 from tiramisu.data.source import Source
 from tiramisu.errors import ConfigError
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import below asks the network for its version
-import albumentations as A  # noqa: E402
+os.environ.setdefault(
+    "NO_ALBUMENTATIONS_UPDATE", "1"
+)  # else the import below asks the network for its version
+import albumentations as A
 
 Augmentation = Literal["none", "paper", "strong"]
 
@@ -31,6 +33,7 @@ class Item(NamedTuple):
         image: uint8 (3, H, W), RGB; the network's input is this divided by 255.
         mask: int64 (H, W), class indices or the ignore index.
         index: position in the source.
+
     """
 
     image: Tensor
@@ -46,6 +49,7 @@ def build_augmentation(kind: Augmentation, crop_size: int | None, ignore_index: 
             changes of colour, gamma, sharpness and noise.
         crop_size: height and width of the crop, or none for whole images.
         ignore_index: what masks are padded with; padding never becomes a class.
+
     """
     if kind == "none":
         return None
@@ -53,7 +57,9 @@ def build_augmentation(kind: Augmentation, crop_size: int | None, ignore_index: 
     colour: list[A.BasicTransform] = []
     if kind == "strong":
         colour = [
-            A.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8),
+            A.ColorJitter(
+                brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8
+            ),
             A.RandomGamma(gamma_limit=(70, 140), p=0.3),
             A.GaussianBlur(sigma_limit=(0.3, 1.2), p=0.15),
             A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
@@ -76,6 +82,7 @@ class SegmentationDataset(Dataset[Item]):
         augmentation: kind of augmentation, see `build_augmentation`.
         crop_size: height and width of the crops, or none for whole images.
         seed: with the epoch and the index it decides every random draw, whatever the number of workers.
+
     """
 
     def __init__(
@@ -96,6 +103,7 @@ class SegmentationDataset(Dataset[Item]):
         Raises:
             DataError: the files are unreadable or inconsistent.
             ConfigError: the crop is larger than the image.
+
         """
         epoch, index = key
         image, mask, name = self.source[index]

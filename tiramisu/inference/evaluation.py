@@ -41,6 +41,7 @@ def predict_probabilities(network: nn.Module, images: Tensor, tta: TestTimeAugme
 
     Returns:
         float32 (B, classes, H, W), summing to 1 over the classes.
+
     """
     size = images.shape[-2:]
     total = None
@@ -113,6 +114,7 @@ def evaluate(
         tta: see `predict_probabilities`.
         keep_worst: how many of the images with the largest share of wrong pixels to keep.
         progress: wraps the batches, for a progress bar.
+
     """
     matrix = confusion_matrix(labels).to(device)
     worst: list[ImageResult] = []
@@ -126,7 +128,9 @@ def evaluate(
             scored = truth != labels.ignore_index
             wrong = ((predictions != truth) & scored).sum((1, 2)) / scored.sum((1, 2)).clamp(min=1)
             classes = predictions.byte().cpu().numpy()
-            worst += [ImageResult(int(i), p, float(e)) for i, p, e in zip(indices, classes, wrong, strict=True)]
+            worst += [
+                ImageResult(int(i), p, float(e)) for i, p, e in zip(indices, classes, wrong, strict=True)
+            ]
             worst = sorted(worst, key=lambda result: -result.error)[:keep_worst]
     confusion = matrix.compute().cpu()
     return Evaluation(scores_from_confusion(confusion), confusion, worst)

@@ -17,6 +17,7 @@ class WarmupEMA(WeightAveraging):
 
     Args:
         decay: final decay per step, 0 to 1.
+
     """
 
     def __init__(self, decay: float) -> None:

@@ -43,6 +43,7 @@ class History(L.Callback):
     Attributes:
         rows: the metrics of every finished epoch.
         seconds: time spent in training epochs, validation included, over all interruptions.
+
     """
 
     FILE_NAME = "metrics.csv"
@@ -100,6 +101,7 @@ class PredictionPictures(L.Callback):
         labels: the classes.
         images: how many images.
         every: how many validations lie between two pictures.
+
     """
 
     FILE_NAME = "predictions.png"
@@ -137,7 +139,9 @@ class PredictionPictures(L.Callback):
             name = f"samples/epoch_{trainer.current_epoch:03d}.png"
             picture = self._write(Path(trainer.log_dir) / name)
             if isinstance(trainer.logger, TensorBoardLogger):
-                trainer.logger.experiment.add_image("val/samples", picture, trainer.global_step, dataformats="HWC")
+                trainer.logger.experiment.add_image(
+                    "val/samples", picture, trainer.global_step, dataformats="HWC"
+                )
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,

@@ -26,6 +26,7 @@ class LasagneRMSprop(Optimizer):
         rho: decay of the average of the squared gradients.
         eps: added to that average.
         weight_decay: factor of the parameter that is added to its gradient (twice Lasagne's L2 factor).
+
     """
 
     def __init__(
@@ -81,6 +82,7 @@ def build_optimizer(name: OptimizerName, module: nn.Module, lr: float, weight_de
         module: its parameters are optimised.
         lr: learning rate.
         weight_decay: of convolution weights only.
+
     """
     groups = parameter_groups(module, weight_decay)
     if name == "adamw":
@@ -108,6 +110,7 @@ def build_schedule(
         steps_per_epoch: optimiser steps of one epoch.
         warmup_epochs: epochs of linear warm-up; `onecycle` has its own.
         gamma: of `exponential`.
+
     """
     if name == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]

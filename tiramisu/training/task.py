@@ -43,6 +43,7 @@ class SegmentationTask(L.LightningModule):
     Raises:
         ConfigError: the options do not fit together.
         WeightsError: the weights of `init` do not fit.
+
     """
 
     def __init__(
@@ -74,7 +75,12 @@ class SegmentationTask(L.LightningModule):
         if channels_last:
             # A no-op for the values; convolutions then keep activations in this layout too.
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.lr, self.weight_decay, self.lr_gamma, self.warmup_epochs = lr, weight_decay, lr_gamma, warmup_epochs
+        self.lr, self.weight_decay, self.lr_gamma, self.warmup_epochs = (
+            lr,
+            weight_decay,
+            lr_gamma,
+            warmup_epochs,
+        )
         self.optimizer_name: OptimizerName = optimizer
         self.schedule_name: ScheduleName = schedule
         self.ema_decay, self.channels_last = ema_decay, channels_last
@@ -90,7 +96,12 @@ class SegmentationTask(L.LightningModule):
         batches = self.trainer.num_training_batches
         steps_per_epoch = max(1, int(batches // self.trainer.accumulate_grad_batches))
         schedule = build_schedule(
-            self.schedule_name, optimizer, int(total_steps), steps_per_epoch, self.warmup_epochs, self.lr_gamma
+            self.schedule_name,
+            optimizer,
+            int(total_steps),
+            steps_per_epoch,
+            self.warmup_epochs,
+            self.lr_gamma,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -104,10 +115,13 @@ class SegmentationTask(L.LightningModule):
 
         Raises:
             DivergedError: the loss is NaN or infinite.
+
         """
         loss = self.loss(self(batch.image), batch.mask)
         if not torch.isfinite(loss):
-            raise DivergedError(f"the loss became {loss.item()} at step {self.global_step} (epoch {self.current_epoch})")
+            raise DivergedError(
+                f"the loss became {loss.item()} at step {self.global_step} (epoch {self.current_epoch})"
+            )
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.image))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True)
         return loss

@@ -1,0 +1,261 @@
+"""Training as users start it."""
+
+import csv
+import json
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tiramisu.models import load_network
+from tiramisu.train import main
+
+from .conftest import TrainArgs
+
+
+def test_a_run_leaves_everything_behind(trained_run: Path) -> None:
+    files = {str(path.relative_to(trained_run)) for path in trained_run.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml", "metrics.csv", "report.json", "confusion_matrix.png", "curves.png", "predictions.png",
+        "model/model.safetensors", "model/config.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+        "samples/epoch_000.png",
+    } <= files  # fmt: skip
+    assert any(name.startswith("events.out.tfevents") for name in files)
+    assert not any(".tmp" in name for name in files)
+    for name in ("confusion_matrix.png", "curves.png", "predictions.png"):
+        picture = np.asarray(Image.open(trained_run / name).convert("RGB"))
+        assert min(picture.shape[:2]) > 100 and picture.std() > 10, name
+
+
+def test_the_report_says_how_the_weights_came_about(trained_run: Path) -> None:
+    report = json.loads((trained_run / "report.json").read_text())
+    assert report["dataset"] == "camvid" and report["resolution"] == [48, 64] and report["recipe"] == "tiny"
+    assert report["epochs"] == 3 and report["steps"] == 9 and report["seed"] == 0
+    assert report["metrics"]["split"] == "test"
+    assert report["versions"].keys() >= {"tiramisu", "torch", "lightning", "python", "numpy"}
+    confusion = torch.tensor(report["confusion"])
+    right, union = confusion.diagonal(), confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    present = confusion.sum(1) > 0
+    assert report["metrics"]["mean_iou"] == pytest.approx((right / union)[present].mean().item())
+    network = load_network(trained_run / "model")
+    assert network.protocol["metrics"] == report["metrics"]
+    assert network.labels is not None and network.labels.names[0] == "Sky"
+
+
+def test_the_history_has_one_row_per_epoch(trained_run: Path) -> None:
+    rows = list(csv.DictReader((trained_run / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert all(float(row["train/loss"]) > 0 and 0 <= float(row["val/mIoU"]) <= 1 for row in rows)
+
+
+def test_final_weights_are_the_average(trained_run: Path) -> None:
+    checkpoint = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
+    stored = load_file(trained_run / "model" / "model.safetensors")
+    averaged, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert all(torch.equal(stored[name], averaged[f"network.{name}"]) for name in stored)
+    assert any(not torch.equal(stored[name], current[f"network.{name}"]) for name in stored)
+
+
+def test_the_saved_configuration_repeats_the_run(trained_run: Path, tmp_path: Path) -> None:
+    main([f"--config={trained_run / 'config.yaml'}", f"--runs={tmp_path}"])
+    again = load_file(tmp_path / "tiny" / "version_0" / "model" / "model.safetensors")
+    first = load_file(trained_run / "model" / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_learns_to_tell_road_from_sky(train_args: TrainArgs, tmp_path: Path) -> None:
+    main(train_args(
+        "--trainer.max_epochs=25", "--model.lr=1e-2", "--model.ema_decay=0.5", "--data.augmentation=paper",
+        "--trainer.check_val_every_n_epoch=25",
+    ))  # fmt: skip
+    report = json.loads((tmp_path / "runs" / "tiny" / "version_0" / "report.json").read_text())
+    assert report["metrics"]["accuracy"] > 0.55
+    assert report["metrics"]["iou"]["Road"] > 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.optimizer=rmsprop", "--model.schedule=exponential", "--model.region_loss=lovasz"],
+        [
+            "--model.optimizer=sgd",
+            "--model.schedule=cosine",
+            "--model.warmup_epochs=1",
+            "--model.region_loss=dice",
+        ],
+        ["--data.augmentation=none", "--data.crop_size=null", "--data.batch_size=1", "--model.ema_decay=0"],
+        [
+            "--trainer.gradient_clip_val=1",
+            "--trainer.accumulate_grad_batches=2",
+            "--model.label_smoothing=0.1",
+        ],
+        ["--trainer.precision=bf16-mixed", "--model.channels_last=false"],
+        [
+            "--trainer.callbacks+=EarlyStopping",
+            "--trainer.callbacks.monitor=val/mIoU",
+            "--trainer.callbacks.mode=max",
+        ],
+    ],
+)
+def test_options_train(train_args: TrainArgs, tmp_path: Path, options: list[str]) -> None:
+    main(train_args("--trainer.max_epochs=1", *options))
+    assert (tmp_path / "runs" / "tiny" / "version_0" / "report.json").is_file()
+
+
+def test_smp_baseline_trains_in_the_same_loop(train_args: TrainArgs, tmp_path: Path) -> None:
+    args = [arg for arg in train_args("--trainer.max_epochs=1") if not arg.startswith("--model.network")]
+    main(
+        [
+            *args,
+            "--model.network=SmpNetwork",
+            "--model.network.arch=unet",
+            "--model.network.encoder_name=resnet18",
+        ]
+    )
+    network = load_network(tmp_path / "runs" / "tiny" / "version_0" / "model")
+    assert type(network).__name__ == "SmpNetwork"
+
+
+def test_starts_from_given_weights(train_args: TrainArgs, trained_run: Path, tmp_path: Path) -> None:
+    main(train_args(f"--model.init={trained_run / 'model'}", "--trainer.max_epochs=1", "--model.lr=0"))
+    first = load_file(trained_run / "model" / "model.safetensors")
+    again = load_file(tmp_path / "runs" / "tiny" / "version_0" / "model" / "model.safetensors")
+    assert torch.equal(first["stem.weight"], again["stem.weight"])
+
+
+def test_without_a_configuration_quickstart_runs_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--print_config"])
+    assert ended.value.code == 0
+    assert "name: quickstart" in capsys.readouterr().out
+
+
+def test_runs_of_one_name_get_folders_of_their_own(train_args: TrainArgs, tmp_path: Path) -> None:
+    for _ in range(2):
+        main(train_args("--trainer.max_epochs=1", "--trainer.limit_train_batches=1"))
+    assert sorted(path.name for path in (tmp_path / "runs" / "tiny").iterdir()) == ["version_0", "version_1"]
+
+
+# What goes wrong
+
+
+def _fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code not in (0, None)
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("tiramisu.train: error: ")]
+    assert len(errors) == 1 and lines[-1] == errors[0], lines
+    assert not any("Traceback" in line for line in lines)
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.lrr=1"], ["model.lrr"]),
+        (["--model.lr=fast"], ["model.lr", "fast"]),
+        (["--model.network.growth=3"], ["growth"]),
+        (["--model.network=Pavlova"], ["Pavlova"]),
+        (["--model.network.layers_per_block=[1,2]"], ["odd number"]),
+        (["--config=nowhere.yaml"], ["nowhere.yaml"]),
+        (["--data.root=nowhere"], ["nowhere", "python -m tiramisu.download camvid"]),
+        (["--data.crop_size=50"], ["crop_size 50", "48 x 64", "at most 48"]),
+        (["--data.crop_size=8"], ["crop_size 8"]),
+        (["--data.batch_size=0"], ["batch_size"]),
+        (["--model.class_weights=[1,2]"], ["class_weights", "11 classes"]),
+        (["--resume=nowhere.ckpt"], ["nowhere.ckpt"]),
+        (["--model.init=nowhere"], ["nowhere"]),
+        (["--trainer.max_epochs=-1"], ["max_epochs"]),
+        (["--runs=/dev/null/runs"], ["/dev/null/runs"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    train_args: TrainArgs, capsys: pytest.CaptureFixture[str], options: list[str], words: list[str]
+) -> None:
+    message = _fails(train_args(*options), capsys)
+    assert all(word in message for word in words), message
+
+
+def test_an_unknown_key_in_a_configuration_is_named(
+    train_args: TrainArgs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.yaml").write_text("model:\n  learning_rate: 1\n")
+    assert "learning_rate" in _fails(train_args(f"--config={tmp_path / 'wrong.yaml'}"), capsys)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_mask_in_the_middle_of_training_is_named(
+    train_args: TrainArgs, camvid_like: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    Image.new("L", (64, 48), 200).save(camvid_like / "trainannot" / "0004.png")
+    message = _fails(train_args(f"--data.workers={workers}", root=camvid_like), capsys)
+    assert str(camvid_like / "trainannot" / "0004.png") in message and "200" in message
+
+
+def test_a_pickle_posing_as_a_checkpoint_is_refused_unopened(
+    train_args: TrainArgs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "executed"
+
+    class Attack:
+        def __reduce__(self):
+            return Path.touch, (marker,)
+
+    for name, write in (("plain.ckpt", pickle.dumps), ("zip.ckpt", None)):
+        path = tmp_path / name
+        if write is None:
+            torch.save({"state_dict": Attack()}, path)
+        else:
+            path.write_bytes(write({"state_dict": Attack()}))
+        assert str(path) in _fails(train_args(f"--resume={path}"), capsys)
+    assert not marker.exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(
+    train_args: TrainArgs, trained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = trained_run / "checkpoints" / "last.ckpt"
+    before = checkpoint.read_bytes()
+    message = _fails(train_args(f"--resume={checkpoint}", "--model.network.growth_rate=6"), capsys)
+    assert "another architecture" in message and str(checkpoint) in message
+    assert checkpoint.read_bytes() == before
+
+
+def test_divergence_stops_the_run_and_names_the_step(
+    train_args: TrainArgs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = _fails(train_args(
+        "--model.lr=1e30", "--model.optimizer=sgd", "--model.schedule=constant", "--trainer.max_epochs=9"
+    ), capsys)  # fmt: skip
+    assert "the loss became" in message and "at step" in message
+    assert "no epoch had finished" in message or "last.ckpt" in message
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
+    train_args: TrainArgs, tmp_path: Path
+) -> None:
+    """A limit on file size stands in for the full disk: both fail in the middle of a write."""
+    main(train_args("--trainer.max_epochs=1"))
+    last = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    result = subprocess.run(
+        [sys.executable, "-m", "tiramisu.train", *train_args("--resume=last", "--trainer.max_epochs=3")],
+        preexec_fn=limit, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode != 0
+    assert result.stderr.strip().splitlines()[-1].startswith("tiramisu.train: error: cannot ")
+    assert "Traceback" not in result.stderr
+    assert last.read_bytes() == before
+    assert not list(last.parent.glob(".*"))
