@@ -40,9 +40,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     registry = {name: f"sha256:{hashlib.sha256(content).hexdigest()}" for name, content in FILES.items()}
     monkeypatch.setattr(tiramisu.download, "camvid_registry", lambda: registry)
     handler = type("ThisHandler", (Handler,), {"served": [], "misbehave": None})
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(handler, directory=root)
-    ) as httpd:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=root)) as httpd:
         thread = threading.Thread(target=httpd.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{httpd.server_port}", handler
@@ -163,9 +161,7 @@ def test_no_server_at_all_is_told_soon(tmp_path: Path, capsys: pytest.CaptureFix
     assert "1402 of 1402 files are still missing" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "args", [["cityscapes"], [], ["camvid", "--jobs=0"], ["camvid", "--root=/dev/null/x"]]
-)
+@pytest.mark.parametrize("args", [["cityscapes"], [], ["camvid", "--jobs=0"], ["camvid", "--root=/dev/null/x"]])
 def test_mistakes_are_told_in_one_line(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(args)

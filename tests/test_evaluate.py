@@ -14,9 +14,8 @@ SMALL = {"layers_per_block": 1, "growth_rate": 4, "num_poolings": 2, "stem_chann
 
 
 def _evaluate(run: Path, root: Path, output: Path, *more: str) -> dict:
-    main([
-        f"--weights={run / 'model'}", f"--data.root={root}", "--precision=fp32", "--workers=0", f"--output={output}", *more,
-    ])  # fmt: skip
+    fixed = ["--precision=fp32", "--workers=0", f"--output={output}"]
+    main([f"--weights={run / 'model'}", f"--data.root={root}", *fixed, *more])
     return json.loads((output / "evaluation.json").read_text())
 
 
@@ -128,9 +127,7 @@ def test_mistakes_are_told_in_one_line(
         )
     assert ended.value.code not in (0, None)
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("tiramisu.evaluate: error: ") and all(word in message for word in words), (
-        message
-    )
+    assert message.startswith("tiramisu.evaluate: error: ") and all(word in message for word in words), message
 
 
 def test_weights_with_other_classes_are_refused(
@@ -142,7 +139,5 @@ def test_weights_with_other_classes_are_refused(
     network.labels = LabelSet(("cat", "dog"), ((1, 1, 1), (2, 2, 2)), 255)
     network.save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit):
-        main(
-            [f"--weights={tmp_path / 'model'}", "--data.dataset=camvid", f"--data.root={shared_camvid_like}"]
-        )
+        main([f"--weights={tmp_path / 'model'}", "--data.dataset=camvid", f"--data.root={shared_camvid_like}"])
     assert "cat, dog" in capsys.readouterr().err

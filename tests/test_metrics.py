@@ -11,14 +11,10 @@ from tiramisu.metrics import confusion_matrix, format_table, scores_from_confusi
 
 
 def labels_of(classes: int, void: int) -> LabelSet:
-    return LabelSet(
-        tuple(f"class {i}" for i in range(classes)), tuple((i, i, i) for i in range(classes)), void
-    )
+    return LabelSet(tuple(f"class {i}" for i in range(classes)), tuple((i, i, i) for i in range(classes)), void)
 
 
-def reference_scores(
-    pairs: list[tuple[np.ndarray, np.ndarray]], classes: int, void: int
-) -> tuple[list[float], float]:
+def reference_scores(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int, void: int) -> tuple[list[float], float]:
     """Pixel by pixel, straight from the definition."""
     intersection, union, present = [0] * classes, [0] * classes, [False] * classes
     right = scored = 0

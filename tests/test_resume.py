@@ -54,10 +54,7 @@ def test_a_killed_run_resumes_to_identical_weights(train_args: TrainArgs, tmp_pa
     )
     for part in ("optimizer_states", "lr_schedulers", "averaging_state"):
         assert _equal(whole[part], killed[part]), part
-    rows = [
-        (tmp_path / name / "tiny/version_0/metrics.csv").read_text().splitlines()
-        for name in ("whole", "killed")
-    ]
+    rows = [(tmp_path / name / "tiny/version_0/metrics.csv").read_text().splitlines() for name in ("whole", "killed")]
     columns = rows[0][0].split(",")
     keep = [index for index, column in enumerate(columns) if column != "seconds"]
     tables = [[[line.split(",")[index] for index in keep] for line in lines] for lines in rows]
@@ -77,9 +74,7 @@ def _equal(first: object, second: object) -> bool:
 
 
 @pytest.mark.parametrize("with_config", [True, False])
-def test_resuming_a_finished_run_only_evaluates_again(
-    train_args: TrainArgs, tmp_path: Path, with_config: bool
-) -> None:
+def test_resuming_a_finished_run_only_evaluates_again(train_args: TrainArgs, tmp_path: Path, with_config: bool) -> None:
     runs = tmp_path / "runs"
     main(train_args())
     before = _weights(runs)

@@ -239,9 +239,7 @@ def test_divergence_stops_the_run_and_names_the_step(
     assert "no epoch had finished" in message or "last.ckpt" in message
 
 
-def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
-    train_args: TrainArgs, tmp_path: Path
-) -> None:
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(train_args: TrainArgs, tmp_path: Path) -> None:
     """A limit on file size stands in for the full disk: both fail in the middle of a write."""
     main(train_args("--trainer.max_epochs=1"))
     last = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"

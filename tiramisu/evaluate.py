@@ -44,7 +44,6 @@ class DataOptions:
         root: its folder (default: data/<dataset>; `streets` needs none).
         split: which part of it.
         image_size: height and width of the scenes of `streets` (default: as in training).
-
     """
 
     dataset: DatasetName | None = None
@@ -80,7 +79,6 @@ def evaluate(
     Raises:
         WeightsError: the weights are missing, damaged, or have other classes than the data set.
         DataError: the data set is missing or damaged.
-
     """
     if batch_size < 1:
         raise ConfigError("--batch_size must be at least 1")
@@ -100,7 +98,7 @@ def evaluate(
         use_batch_statistics(network)
     where = choose_device(device)
     result = evaluate_network(
-        network.to(where).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network.to(where).to(memory_format=torch.channels_last),
         build_loader(SegmentationDataset(source), batch_size, workers),
         labels,
         where,
@@ -111,9 +109,8 @@ def evaluate(
     )
     print(format_table([(data.split, result.scores)], labels))
     if output is not None:
-        settings = {
-            "weights": str(weights), "dataset": dataset, "split": data.split, "images": len(source), "tta": tta, "bn": bn,
-        }  # fmt: skip
+        settings = {"weights": str(weights), "dataset": dataset, "split": data.split, "images": len(source)}
+        settings |= {"tta": tta, "bn": bn}
         write_report(result, source, labels, settings, output)
         print(f"\nReport: {output}")
 
@@ -123,7 +120,6 @@ def choose_device(name: str | None) -> torch.device:
 
     Raises:
         ConfigError: there is no such device here.
-
     """
     if name is None:
         return default_device()
@@ -146,14 +142,14 @@ def write_report(
     plot_confusion(result.confusion, labels, output / "confusion_matrix.png")
     rows = []
     for worst in result.worst:
-        image, truth, _ = source[worst.index]
+        image, truth, _ = source[worst.position]
         drawn = colorize(truth, labels), colorize(worst.prediction, labels)
         rows.append([image, *drawn, error_map(worst.prediction, truth, labels)])
     rows = [row for row in rows if row[0].shape == rows[0][0].shape]
     with atomic_path(output / "worst.png") as temporary:
-        Image.fromarray(
-            np.ascontiguousarray(grid(rows, ("image", "truth", "prediction", "errors"), labels))
-        ).save(temporary)
+        Image.fromarray(np.ascontiguousarray(grid(rows, ("image", "truth", "prediction", "errors"), labels))).save(
+            temporary
+        )
 
 
 @command("tiramisu.evaluate")

@@ -15,7 +15,6 @@ class LabelSet:
         palette: one RGB colour (0 to 255) per class.
         ignore_index: mask value of void pixels, outside the classes; never trained on, never scored.
         ignore_color: RGB colour in which void is drawn.
-
     """
 
     names: tuple[str, ...]
@@ -27,9 +26,7 @@ class LabelSet:
         if len(self.names) != len(self.palette):
             raise ValueError(f"{len(self.names)} class names but {len(self.palette)} colours")
         if not 0 <= self.ignore_index <= 255 or self.ignore_index < len(self.names):
-            raise ValueError(
-                f"ignore_index {self.ignore_index} must lie outside the classes and within 0 to 255"
-            )
+            raise ValueError(f"ignore_index {self.ignore_index} must lie outside the classes and within 0 to 255")
 
     def __len__(self) -> int:
         """Return the number of classes, void not counted."""

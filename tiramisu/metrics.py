@@ -1,7 +1,7 @@
 """Intersection over union and global accuracy from a confusion matrix pooled over a whole set, and their table.
 
-The confusion matrix is torchmetrics' MulticlassConfusionMatrix with the void pixels excluded. Pooling first and dividing
-last is what the paper and the benchmark do; averaging per image gives other numbers.
+The confusion matrix is torchmetrics' MulticlassConfusionMatrix with the void pixels excluded. Pooling first and
+dividing last is what the paper and the benchmark do; averaging per image gives other numbers.
 """
 
 import dataclasses
@@ -29,7 +29,6 @@ class Scores:
         iou: one value per class, 0 to 1; NaN for a class that is absent from the truth.
         mean_iou: mean over the classes that are present in the truth; NaN if none is.
         accuracy: share of the non-void pixels that are right; NaN if there are none.
-
     """
 
     iou: tuple[float, ...]
@@ -47,7 +46,6 @@ def scores_from_confusion(matrix: Tensor) -> Scores:
 
     Args:
         matrix: (C, C) pixel counts, rows are the true class, columns the predicted one, void excluded.
-
     """
     matrix = matrix.double()
     right, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
@@ -64,16 +62,10 @@ def format_table(rows: Sequence[tuple[str, Scores]], labels: LabelSet) -> str:
     width = max(len(name) for name in (*labels.names, "Global accuracy"))
     lines = ["".join([" " * width, *(f"  {title:>8}" for title, _ in rows)])]
     for index, name in enumerate(labels.names):
-        lines.append(
-            "".join([f"{name:<{width}}", *(f"  {_percent(scores.iou[index]):>8}" for _, scores in rows)])
-        )
+        lines.append("".join([f"{name:<{width}}", *(f"  {_percent(scores.iou[index]):>8}" for _, scores in rows)]))
     lines.append("-" * len(lines[0]))
-    lines.append(
-        "".join([f"{'mIoU':<{width}}", *(f"  {_percent(scores.mean_iou):>8}" for _, scores in rows)])
-    )
-    lines.append(
-        "".join([f"{'Global accuracy':<{width}}", *(f"  {_percent(s.accuracy):>8}" for _, s in rows)])
-    )
+    lines.append("".join([f"{'mIoU':<{width}}", *(f"  {_percent(scores.mean_iou):>8}" for _, scores in rows)]))
+    lines.append("".join([f"{'Global accuracy':<{width}}", *(f"  {_percent(s.accuracy):>8}" for _, s in rows)]))
     return "\n".join(lines)
 
 

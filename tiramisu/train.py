@@ -85,9 +85,7 @@ class TrainCLI(LightningCLI):
             "--resume", type=str, default=None, metavar="last|PATH",
             help="go on from the last finished epoch of the newest run, or of a run folder or checkpoint",
         )  # fmt: skip
-        parser.add_argument(
-            "--pictures_every", type=int, default=1, help="validations between two pictures of samples"
-        )
+        parser.add_argument("--pictures_every", type=int, default=1, help="validations between two pictures of samples")
         parser.link_arguments("data.labels", "model.labels", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.seed")
         parser.set_defaults({"model.network": {"class_path": "tiramisu.models.FCDenseNet"}})
@@ -108,18 +106,20 @@ class TrainCLI(LightningCLI):
         elif self.resume:
             rank_zero_info(f"Nothing to resume in {runs / name}: starting anew.")
         self.run = run or new_run_folder(runs / name)
-        self.history = History()
+        self.history = History(self.run)
         callbacks = [
             EpochSeed(self.config["seed_everything"]),
             self.history,
-            PredictionPictures(self.model.labels, every=self.config["pictures_every"]),
+            PredictionPictures(self.run, self.model.labels, every=self.config["pictures_every"]),
             ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20),
             *([WarmupEMA(self.model.ema_decay)] if self.model.ema_decay else []),
-            *checkpoint_callbacks(),
+            *checkpoint_callbacks(self.run),
         ]
         config = self.config_init["trainer"]
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
         config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
+        if config["default_root_dir"] is None:
+            config["default_root_dir"] = self.run
         if config["logger"] is None:
             config["logger"] = TensorBoardLogger(self.run.parent.parent, self.run.parent.name, self.run.name)
         return super().instantiate_trainer(**kwargs)
@@ -127,13 +127,9 @@ class TrainCLI(LightningCLI):
 
 def new_run_folder(parent: Path) -> Path:
     """Make the folder ``version_N`` with the next free number; other processes of the run only learn its name."""
-    taken = [
-        int(path.name.removeprefix("version_"))
-        for path in parent.glob("version_*")
-        if path.name[8:].isdigit()
-    ]
+    taken = [int(path.name.removeprefix("version_")) for path in parent.glob("version_*") if path.name[8:].isdigit()]
     number = max(taken, default=-1) + 1
-    while rank_zero_only.rank == 0:
+    while getattr(rank_zero_only, "rank", 0) == 0:
         folder = parent / f"version_{number}"
         try:
             folder.mkdir(parents=True)
@@ -168,11 +164,7 @@ def with_config(args: list[str]) -> list[str]:
 
 def _find_config(path: str) -> str:
     shipped = shipped_config(Path(path).name)
-    return (
-        str(shipped)
-        if not Path(path).exists() and Path(path).parts[0] == "configs" and shipped.exists()
-        else path
-    )
+    return str(shipped) if not Path(path).exists() and Path(path).parts[0] == "configs" and shipped.exists() else path
 
 
 @command("tiramisu.train")
@@ -187,18 +179,17 @@ def main(args: Sequence[str] | None = None) -> None:
     except DivergedError as error:
         last = last_checkpoint(cli.run)
         remedy = f"the last good checkpoint is {last}" if last.is_file() else "no epoch had finished"
-        raise DivergedError(
-            f"{error}; {remedy}; lower --model.lr or set --trainer.gradient_clip_val 1"
-        ) from error
-    if cli.trainer.interrupted or cli.trainer.fast_dev_run:
+        raise DivergedError(f"{error}; {remedy}; lower --model.lr or set --trainer.gradient_clip_val 1") from error
+    if cli.trainer.interrupted or cli.config_init["trainer"]["fast_dev_run"]:
         return
     finish(cli)
 
 
 def finish(cli: TrainCLI) -> None:
     """Evaluate the final (averaged) weights and write model, report and plots into the run folder."""
-    trainer, task, run = cli.trainer, cli.model, cli.run
-    last = last_checkpoint(Path(trainer.log_dir or run))
+    trainer, task = cli.trainer, cli.model
+    run = Path(trainer.strategy.broadcast(str(cli.run)))  # only the first process knows which folder it made
+    last = last_checkpoint(run)
     if last.is_file():  # there is none where no epoch was trained
         # It holds the averaged weights, also where the run was resumed after its last epoch.
         task.load_state_dict(read_checkpoint(last, map_location=task.device)["state_dict"])
@@ -249,7 +240,7 @@ def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:
 def save_model(task: SegmentationTask, run: Path, protocol: dict[str, Any]) -> None:
     """Write the model folder."""
     task.network.protocol = protocol
-    task.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    task.network.to(memory_format=torch.contiguous_format)
     task.network.save_pretrained(run / "model")
 
 

@@ -38,7 +38,6 @@ def overlay(image: UInt8Array, mask: UInt8Array, labels: LabelSet, opacity: floa
 
     Returns:
         uint8 (H, W, 3) RGB.
-
     """
     blended = cv2.addWeighted(image, 1 - opacity, colorize(mask, labels), opacity, 0)
     return np.where((mask == labels.ignore_index)[..., None], image, blended)
@@ -80,7 +79,6 @@ def grid(rows: Sequence[Sequence[UInt8Array]], titles: Sequence[str], labels: La
 
     Returns:
         uint8 (h, w, 3) RGB.
-
     """
     spaced = [_join(row, axis=1) for row in rows]
     widths = [picture.shape[1] for picture in rows[0]]

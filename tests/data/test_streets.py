@@ -28,9 +28,7 @@ def test_every_class_and_void_appear_often() -> None:
 
 
 def test_splits_share_no_scene() -> None:
-    pictures = {
-        split: {Streets(split, (48, 64))[i].image.tobytes() for i in range(20)} for split in Streets.splits
-    }
+    pictures = {split: {Streets(split, (48, 64))[i].image.tobytes() for i in range(20)} for split in Streets.splits}
     assert len(set.union(*pictures.values())) == 60
 
 

@@ -1,3 +1,4 @@
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -73,9 +74,7 @@ def test_images_and_masks_move_together() -> None:
     for row in source[0].mask:
         plain.setdefault(row.tobytes(), None)
     _, mask, _ = SegmentationDataset(source, "paper", 64, seed=0)[SampleKey(0, 0)]
-    image_only = (
-        SegmentationDataset(source, "paper", 64, seed=0)[SampleKey(0, 0)].image.permute(1, 2, 0).numpy()
-    )
+    image_only = SegmentationDataset(source, "paper", 64, seed=0)[SampleKey(0, 0)].image.permute(1, 2, 0).numpy()
     found = any(
         np.array_equal(image[top : top + 64, left : left + 64], image_only)
         and np.array_equal(labels[top : top + 64, left : left + 64], mask.numpy())
@@ -90,9 +89,7 @@ def test_images_and_masks_move_together() -> None:
 
 
 def test_a_crop_larger_than_the_image_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"crop_size 100 is larger than the image white \(64 x 64\); use at most 64"
-    ):
+    with pytest.raises(ConfigError, match=r"crop_size 100 is larger than the image white \(64 x 64\); use at most 64"):
         SegmentationDataset(White(), "strong", 100)[SampleKey(0, 0)]
 
 
@@ -103,13 +100,12 @@ def test_sampler_splits_an_epoch(world_size: int) -> None:
         for sampler in samplers:
             sampler.set_epoch(epoch)
             assert len(list(sampler)) == len(sampler)
-        return [[key.index for key in sampler] for sampler in samplers]
+        return [[key.position for key in sampler] for sampler in samplers]
 
-    evaluation = sum(keys(False), [])
-    assert sorted(evaluation) == list(range(10)), "metrics count every sample once"
+    assert sorted(chain(*keys(False))) == list(range(10)), "metrics count every sample once"
     training = keys(True)
     assert len({len(share) for share in training}) == 1, "processes step together"
-    assert set(sum(training, [])) == set(range(10))
+    assert set(chain(*training)) == set(range(10))
     assert keys(True, 1) != training
     assert keys(True) == training
 
@@ -122,6 +118,4 @@ def test_an_error_in_a_worker_keeps_its_message(camvid_like: Path) -> None:
     loader = build_loader(SegmentationDataset(CamVid(camvid_like, "train")), 2, workers=1)
     with pytest.raises(DataError) as caught:
         list(loader)
-    assert one_line(caught.value).startswith(
-        f"{camvid_like / 'train' / '0003.png'} cannot be read: not an image"
-    )
+    assert one_line(caught.value).startswith(f"{camvid_like / 'train' / '0003.png'} cannot be read: not an image")

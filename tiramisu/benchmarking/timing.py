@@ -17,7 +17,6 @@ class Timing:
         seconds: one time per round.
         ratio: median over the rounds of its time divided by the baseline's time in the same round.
         spread: smallest and largest of these ratios.
-
     """
 
     name: str
@@ -31,9 +30,7 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def race(
-    contenders: Mapping[str, Callable[[], object]], baseline: str, rounds: int, warmup: int
-) -> list[Timing]:
+def race(contenders: Mapping[str, Callable[[], object]], baseline: str, rounds: int, warmup: int) -> list[Timing]:
     """Time every contender once per round, in turn.
 
     Args:
@@ -41,7 +38,6 @@ def race(
         baseline: the contender that the others are divided by.
         rounds: how often.
         warmup: untimed rounds before.
-
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(-warmup, rounds):
@@ -65,7 +61,5 @@ def format_timings(timings: list[Timing], baseline: str) -> str:
     lines = [f"{'':<{width}}  median (s)  ratio to {baseline} (min to max)"]
     for timing in timings:
         low, high = timing.spread
-        lines.append(
-            f"{timing.name:<{width}}  {timing.median:>10.3f}  {timing.ratio:.2f} ({low:.2f} to {high:.2f})"
-        )
+        lines.append(f"{timing.name:<{width}}  {timing.median:>10.3f}  {timing.ratio:.2f} ({low:.2f} to {high:.2f})")
     return "\n".join(lines)

@@ -36,38 +36,20 @@ class CamVid:
 
     Raises:
         DataError: a folder or a mask is missing, or the split is empty.
-
     """
 
+    # fmt: off
     labels: ClassVar[LabelSet] = LabelSet(
         names=(
-            "Sky",
-            "Building",
-            "Pole",
-            "Road",
-            "Sidewalk",
-            "Tree",
-            "Sign",
-            "Fence",
-            "Car",
-            "Pedestrian",
-            "Bicyclist",
-        ),  # fmt: skip
+            "Sky", "Building", "Pole", "Road", "Sidewalk", "Tree", "Sign", "Fence", "Car", "Pedestrian", "Bicyclist",
+        ),
         palette=(
-            (128, 128, 128),
-            (128, 0, 0),
-            (192, 192, 128),
-            (128, 64, 128),
-            (0, 0, 192),
-            (128, 128, 0),
-            (192, 128, 128),
-            (64, 64, 128),
-            (64, 0, 128),
-            (64, 64, 0),
-            (0, 128, 192),
-        ),  # fmt: skip
+            (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0),
+            (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+        ),
         ignore_index=11,
     )
+    # fmt: on
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
@@ -75,9 +57,7 @@ class CamVid:
         for folder in (images, masks):
             if not folder.is_dir():
                 command = DOWNLOAD_COMMAND.format(root=root)
-                raise DataError(
-                    f"no CamVid at {folder}; give its folder as --data.root, or fetch it: {command}"
-                )
+                raise DataError(f"no CamVid at {folder}; give its folder as --data.root, or fetch it: {command}")
         self.images = sorted(images.glob("*.png"))
         if not self.images:
             raise DataError(f"{images} holds no PNG images; fetch them: {DOWNLOAD_COMMAND.format(root=root)}")
@@ -95,7 +75,6 @@ class CamVid:
 
         Raises:
             DataError: a file is unreadable, or the two differ in size, or the mask has an unknown value.
-
         """
         image, mask = read_image(self.images[index]), read_mask(self.masks[index], self.labels)
         if image.shape[:2] != mask.shape:

@@ -25,7 +25,6 @@ class SegmentationDataModule(L.LightningDataModule):
         eval_batch_size: whole images per evaluation step.
         workers: loader processes per training process (default: what suits the machine).
         seed: decides order and augmentation.
-
     """
 
     def __init__(
@@ -72,12 +71,9 @@ class SegmentationDataModule(L.LightningDataModule):
         Raises:
             DataError: a split is missing, empty or damaged.
             ConfigError: the crop is larger than the training images.
-
         """
         if stage == "fit":
-            self.train_set = SegmentationDataset(
-                self._open("train"), self.augmentation, self.crop_size, self.seed
-            )
+            self.train_set = SegmentationDataset(self._open("train"), self.augmentation, self.crop_size, self.seed)
             self.train_set[SampleKey(0, 0)]  # wrong options must be reported before the run begins
             self.val_set = SegmentationDataset(self._open("val"))
         if stage == "test":
@@ -98,8 +94,6 @@ class SegmentationDataModule(L.LightningDataModule):
         """Return whole images of the test split, or of val where there is none."""
         return self._loader(self.test_set, self.eval_batch_size)
 
-    def _loader(
-        self, dataset: SegmentationDataset, batch_size: int, shuffle: bool = False
-    ) -> DataLoader[Item]:
+    def _loader(self, dataset: SegmentationDataset, batch_size: int, shuffle: bool = False) -> DataLoader[Item]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return build_loader(dataset, batch_size, self.workers, shuffle, self.seed, rank, world_size)

@@ -36,7 +36,6 @@ def open_source(
     Raises:
         ConfigError: a needed option is missing or does not apply.
         DataError: the data set is missing or damaged.
-
     """
     if dataset == "streets":
         return Streets(split, image_size or Streets.DEFAULT_SIZE)
@@ -55,12 +54,9 @@ class EpochSampler(Sampler[SampleKey]):
         rank: number of this process.
         world_size: number of processes. When shuffling, every process gets equally many samples (the first ones are
             repeated), because they step together; else none is repeated, because metrics count each sample once.
-
     """
 
-    def __init__(
-        self, length: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, length: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1) -> None:
         self.length, self.seed, self.shuffle, self.rank, self.world_size = (
             length,
             seed,

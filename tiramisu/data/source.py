@@ -20,7 +20,6 @@ class Sample(NamedTuple):
         image: uint8 (H, W, 3), RGB.
         mask: uint8 (H, W), class indices or the ignore index.
         name: what a person would call it, such as the file's name.
-
     """
 
     image: UInt8Array
@@ -48,7 +47,6 @@ def read_image(path: Path) -> UInt8Array:
 
     Raises:
         DataError: the file is missing or no readable image.
-
     """
     return np.asarray(_open(path).convert("RGB"))
 
@@ -58,13 +56,10 @@ def read_mask(path: Path, labels: LabelSet) -> UInt8Array:
 
     Raises:
         DataError: the file is missing, unreadable, not an index mask, or has a value outside the classes.
-
     """
     image = _open(path)
     if image.mode not in ("L", "P"):
-        raise DataError(
-            f"mask {path} is of mode {image.mode}; masks must hold one class index per pixel (mode L or P)"
-        )
+        raise DataError(f"mask {path} is of mode {image.mode}; masks must hold one class index per pixel (mode L or P)")
     mask = np.asarray(image)
     known = np.zeros(256, bool)
     known[: len(labels)] = known[labels.ignore_index] = True
@@ -84,6 +79,4 @@ def _open(path: Path) -> Image.Image:
         raise DataError(f"{path} does not exist") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(
-            f"{path} cannot be read: {reason}; replace it or remove it and its partner"
-        ) from error
+        raise DataError(f"{path} cannot be read: {reason}; replace it or remove it and its partner") from error

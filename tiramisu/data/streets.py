@@ -33,7 +33,6 @@ class Streets:
         split: `train`, `val` or `test`; they share no scene.
         image_size: height and width of the scenes in pixels.
         seed: another seed gives another city.
-
     """
 
     labels: ClassVar[LabelSet] = CamVid.labels
@@ -41,9 +40,7 @@ class Streets:
     LENGTHS: ClassVar[dict[str, int]] = {"train": 400, "val": 40, "test": 80}
     DEFAULT_SIZE: ClassVar[tuple[int, int]] = (360, 480)
 
-    def __init__(
-        self, split: str = "train", image_size: tuple[int, int] = DEFAULT_SIZE, seed: int = 0
-    ) -> None:
+    def __init__(self, split: str = "train", image_size: tuple[int, int] = DEFAULT_SIZE, seed: int = 0) -> None:
         self.length = self.LENGTHS[split]
         self.image_size = image_size
         self.seed = seed
@@ -80,7 +77,6 @@ def draw_scene(seed: int, number: int, height: int, width: int) -> tuple[UInt8Ar
 
     Returns:
         The image, uint8 (H, W, 3) RGB, and the mask, uint8 (H, W) with CamVid's indices.
-
     """
     return _Scene(np.random.default_rng([seed, number]), height, width).draw()
 
@@ -336,9 +332,7 @@ class _Scene:
     def _post(self, x: float, width: float, height: float, color: Color, z: float) -> None:
         """Paint a round post: lit on one side, dark on the other."""
         self.fill(self.upright(x, width, 0, height, z), color, z, POLE)
-        self.fill(
-            self.upright(x - width * 0.2, width * 0.3, 0, height, z), np.minimum(color * 1.5, 255), z, None
-        )
+        self.fill(self.upright(x - width * 0.2, width * 0.3, 0, height, z), np.minimum(color * 1.5, 255), z, None)
         self.fill(self.upright(x + width * 0.35, width * 0.3, 0, height, z), color * 0.5, z, None)
 
     def _lamp(self, x: float, z: float) -> None:
@@ -351,42 +345,32 @@ class _Scene:
     def _sign(self, x: float, z: float) -> None:
         height = self.rng.uniform(2.2, 3.0)
         self._post(x, 0.2, height, self.color((120, 122, 120), spread=10), z)
-        face = self.color(
-            (200, 40, 40), (40, 70, 180), (230, 200, 60), (235, 235, 235), (30, 110, 70), spread=12
-        )
+        face = self.color((200, 40, 40), (40, 70, 180), (230, 200, 60), (235, 235, 235), (30, 110, 70), spread=12)
         size = self.rng.uniform(0.8, 1.2)
         scale = self.focal / max(z, NEAR)
         center = self.project(x, height, z)
         if self.rng.random() < 0.5:
             self.ellipse(center, (size / 2 * scale, size / 2 * scale), face, z, SIGN)
-            self.ellipse(
-                center, (size / 3 * scale, size / 3 * scale), self.color((235, 235, 235), spread=8), z, None
-            )
+            self.ellipse(center, (size / 3 * scale, size / 3 * scale), self.color((235, 235, 235), spread=8), z, None)
         else:
             plate = self.upright(x, size, height - size / 2, height + size * self.rng.uniform(0.3, 0.9), z)
             self.fill(plate, face, z, SIGN)
             self.fill(self.upright(x, size * 0.7, height - 0.06, height + 0.06, z), 255 - face, z, None)
 
     def _car(self, x: float, z: float) -> None:
-        paint = self.color(
-            (170, 30, 35), (30, 50, 110), (200, 200, 205), (40, 40, 45), (120, 125, 130), (60, 90, 70)
-        )
+        paint = self.color((170, 30, 35), (30, 50, 110), (200, 200, 205), (40, 40, 45), (120, 125, 130), (60, 90, 70))
         tall = self.rng.choice([1.45, 1.45, 1.9])
         length = min(4.2, max(0.0, z - NEAR - 0.3))
         front = z - length
         glass = self.color((50, 55, 65), (90, 105, 120), spread=8)
         inner = x - 0.85 if x > 0 else x + 0.85  # the flank that the camera sees
         self.wall(inner, (0.25, 0.85), (front, z), paint * 0.75, CAR)
-        self.wall(
-            inner * 0.97, (0.85, tall), (front + 0.5 * (length > 1), z - 0.5 * (length > 1)), glass, CAR
-        )
+        self.wall(inner * 0.97, (0.85, tall), (front + 0.5 * (length > 1), z - 0.5 * (length > 1)), glass, CAR)
         for ahead in (front + 0.7, z - 0.8):
             if length > 2:
                 scale = self.focal / max(ahead, NEAR)
                 hub = self.project(inner, 0.32, ahead)
-                self.ellipse(
-                    hub, (0.18 * scale, 0.32 * scale), self.color((25, 25, 28), spread=4), ahead, CAR
-                )
+                self.ellipse(hub, (0.18 * scale, 0.32 * scale), self.color((25, 25, 28), spread=4), ahead, CAR)
         self.fill(self.upright(x, 1.75, 0.3, 0.9, front), paint, front, CAR)
         self.fill(self.upright(x, 1.45, 0.9, tall, front), paint * 0.9, front, CAR)
         self.fill(self.upright(x, 1.25, 0.95, tall - 0.12, front), glass, front, None)
@@ -402,9 +386,7 @@ class _Scene:
 
     def _person(self, x: float, z: float, seat: float, label: int) -> None:
         skin = self.color((205, 160, 130), (140, 95, 70), (90, 60, 45), spread=10)
-        coat = self.color(
-            (70, 60, 80), (170, 40, 45), (40, 65, 150), (225, 190, 60), (200, 90, 40), (150, 60, 130)
-        )
+        coat = self.color((70, 60, 80), (170, 40, 45), (40, 65, 150), (225, 190, 60), (200, 90, 40), (150, 60, 130))
         legs = self.color((45, 50, 70), (40, 40, 42), (120, 105, 85))
         tall = self.rng.uniform(1.5, 1.9)
         hip, shoulder = seat + tall * 0.48, seat + tall * 0.84
@@ -427,9 +409,7 @@ class _Scene:
         for across in (-0.5 * turned, 0.5 * turned):
             hub = self.project(x + across, 0.34, z)
             self.ellipse(hub, (max(0.08, 0.34 * turned) * scale, 0.34 * scale), rubber, z, BICYCLIST)
-            self.ellipse(
-                hub, (0.24 * turned * scale, 0.24 * scale), self.color((120, 118, 115), spread=8), z, None
-            )
+            self.ellipse(hub, (0.24 * turned * scale, 0.24 * scale), self.color((120, 118, 115), spread=8), z, None)
         self.fill(
             self.upright(x, max(0.1, turned), 0.5, 0.75, z),
             self.color((160, 40, 40), (40, 90, 160)),
@@ -441,9 +421,7 @@ class _Scene:
     def _unlabelled(self, x: float, z: float) -> None:
         """Paint a bin, a box or a cart: things that the data set does not name."""
         color = self.color((60, 90, 60), (90, 80, 75), (150, 120, 60), (40, 45, 55))
-        self.fill(
-            self.upright(x, self.rng.uniform(0.4, 0.9), 0, self.rng.uniform(0.6, 1.3), z), color, z, VOID
-        )
+        self.fill(self.upright(x, self.rng.uniform(0.4, 0.9), 0, self.rng.uniform(0.6, 1.3), z), color, z, VOID)
 
     # The camera
 
@@ -458,9 +436,7 @@ class _Scene:
         # Leaves are rougher than walls, and both rougher than the sky.
         roughness = np.array([1, 5, 4, 4, 5, 16, 3, 7, 3, 4, 4, 4], np.float32)[self.mask]
         texture = grain * roughness + fine * (roughness * 0.6 + rng.uniform(1, 4))
-        light = np.array(
-            [rng.uniform(0.85, 1.1), rng.uniform(0.9, 1.05), rng.uniform(0.85, 1.12)], np.float32
-        )
+        light = np.array([rng.uniform(0.85, 1.1), rng.uniform(0.9, 1.05), rng.uniform(0.85, 1.12)], np.float32)
         image = (self.image.astype(np.float32) + texture[..., None]) * light
         if rng.random() < 0.5:
             image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.3, 0.9))

@@ -1,4 +1,4 @@
-"""Augmentation with albumentations, and tensors whose every random draw follows from (seed, epoch, index)."""
+"""Augmentation with albumentations, and tensors whose every random draw follows from (seed, epoch, position)."""
 
 import os
 from typing import Any, Literal, NamedTuple
@@ -11,9 +11,7 @@ from torch.utils.data import Dataset
 from tiramisu.data.source import Source
 from tiramisu.errors import ConfigError
 
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # else the import below asks the network for its version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import below asks the network for its version
 import albumentations as A
 
 Augmentation = Literal["none", "paper", "strong"]
@@ -23,7 +21,7 @@ class SampleKey(NamedTuple):
     """Which sample, and in which epoch; samplers yield these, so that the epoch reaches every worker."""
 
     epoch: int
-    index: int
+    position: int
 
 
 class Item(NamedTuple):
@@ -32,13 +30,12 @@ class Item(NamedTuple):
     Attributes:
         image: uint8 (3, H, W), RGB; the network's input is this divided by 255.
         mask: int64 (H, W), class indices or the ignore index.
-        index: position in the source.
-
+        position: in the source.
     """
 
     image: Tensor
     mask: Tensor
-    index: int
+    position: Tensor
 
 
 def build_augmentation(kind: Augmentation, crop_size: int | None, ignore_index: int) -> A.Compose | None:
@@ -49,7 +46,6 @@ def build_augmentation(kind: Augmentation, crop_size: int | None, ignore_index: 
             changes of colour, gamma, sharpness and noise.
         crop_size: height and width of the crop, or none for whole images.
         ignore_index: what masks are padded with; padding never becomes a class.
-
     """
     if kind == "none":
         return None
@@ -57,9 +53,7 @@ def build_augmentation(kind: Augmentation, crop_size: int | None, ignore_index: 
     colour: list[A.BasicTransform] = []
     if kind == "strong":
         colour = [
-            A.ColorJitter(
-                brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8
-            ),
+            A.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8),
             A.RandomGamma(gamma_limit=(70, 140), p=0.3),
             A.GaussianBlur(sigma_limit=(0.3, 1.2), p=0.15),
             A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
@@ -82,7 +76,6 @@ class SegmentationDataset(Dataset[Item]):
         augmentation: kind of augmentation, see `build_augmentation`.
         crop_size: height and width of the crops, or none for whole images.
         seed: with the epoch and the index it decides every random draw, whatever the number of workers.
-
     """
 
     def __init__(
@@ -103,19 +96,18 @@ class SegmentationDataset(Dataset[Item]):
         Raises:
             DataError: the files are unreadable or inconsistent.
             ConfigError: the crop is larger than the image.
-
         """
-        epoch, index = key
-        image, mask, name = self.source[index]
+        epoch, position = key
+        image, mask, name = self.source[position]
         if self.crop_size is not None and self.crop_size > min(mask.shape):
             raise ConfigError(f"--data.crop_size {self.crop_size} is larger than the image {name} "
                               f"({mask.shape[0]} x {mask.shape[1]}); use at most {min(mask.shape)}")  # fmt: skip
         if self.transform is not None:
-            self.transform.set_random_seed(derive_seed(self.seed, epoch, index))
+            self.transform.set_random_seed(derive_seed(self.seed, epoch, position))
             augmented: dict[str, Any] = self.transform(image=image, mask=mask)
             image, mask = augmented["image"], augmented["mask"]
         image_tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return Item(image_tensor, torch.from_numpy(mask.astype(np.int64)), index)
+        return Item(image_tensor, torch.from_numpy(mask.astype(np.int64)), torch.tensor(position))
 
 
 def derive_seed(*values: int) -> int:

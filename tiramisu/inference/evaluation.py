@@ -41,7 +41,6 @@ def predict_probabilities(network: nn.Module, images: Tensor, tta: TestTimeAugme
 
     Returns:
         float32 (B, classes, H, W), summing to 1 over the classes.
-
     """
     size = images.shape[-2:]
     total = None
@@ -78,7 +77,7 @@ def use_batch_statistics(network: nn.Module) -> None:
 class ImageResult:
     """What became of one image: its position in the source, its prediction, and its share of wrong pixels."""
 
-    index: int
+    position: int
     prediction: NDArray[np.uint8]
     error: float
 
@@ -107,18 +106,17 @@ def evaluate(
 
     Args:
         network: in eval mode, on `device`.
-        batches: uint8 images (B, 3, H, W), masks (B, H, W) and indices (B,).
+        batches: uint8 images (B, 3, H, W), masks (B, H, W) and positions (B,).
         labels: the classes.
         device: where to compute.
         precision: float32, or the dtype of autocast.
         tta: see `predict_probabilities`.
         keep_worst: how many of the images with the largest share of wrong pixels to keep.
         progress: wraps the batches, for a progress bar.
-
     """
     matrix = confusion_matrix(labels).to(device)
     worst: list[ImageResult] = []
-    for images, masks, indices in progress(batches):
+    for images, masks, positions in progress(batches):
         truth = masks.to(device)
         with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
             inputs = images_to_float(images.to(device)).contiguous(memory_format=torch.channels_last)
@@ -129,7 +127,8 @@ def evaluate(
             wrong = ((predictions != truth) & scored).sum((1, 2)) / scored.sum((1, 2)).clamp(min=1)
             classes = predictions.byte().cpu().numpy()
             worst += [
-                ImageResult(int(i), p, float(e)) for i, p, e in zip(indices, classes, wrong, strict=True)
+                ImageResult(int(at), found, float(share))
+                for at, found, share in zip(positions, classes, wrong, strict=True)
             ]
             worst = sorted(worst, key=lambda result: -result.error)[:keep_worst]
     confusion = matrix.compute().cpu()

@@ -27,7 +27,6 @@ class SmpNetwork(SegmentationNetwork):
 
     Raises:
         ValueError: there is no such architecture or encoder.
-
     """
 
     def __init__(
@@ -50,11 +49,9 @@ class SmpNetwork(SegmentationNetwork):
                 arch, encoder_name, encoder_weights, in_channels, num_classes, **(options or {})
             )
         except (KeyError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"no such baseline: arch={arch}, encoder_name={encoder_name}: {error}"
-            ) from error
+            raise ValueError(f"no such baseline: arch={arch}, encoder_name={encoder_name}: {error}") from error
         # Once loaded, the weights come from model.safetensors: loading must not download the encoder's again.
-        if self._hub_mixin_config is not None:
+        if isinstance(self._hub_mixin_config, dict):
             self._hub_mixin_config["encoder_weights"] = None
 
     def compute_logits(self, x: Tensor) -> Tensor:

@@ -36,7 +36,6 @@ class DenseBlock(nn.Module):
     Attributes:
         in_channels: channels of the input.
         new_channels: channels that the block adds, ``num_layers * growth_rate``.
-
     """
 
     def __init__(self, in_channels: int, num_layers: int, growth_rate: int, dropout: float) -> None:
@@ -62,7 +61,6 @@ class TransitionDown(nn.Module):
         dropout: dropout probability after the convolution (`max` only).
         kind: `max` is the paper's: BN, ReLU, 1x1 convolution, dropout, 2x2 max-pooling. `average` is the
             plainer 1x1 convolution and 2x2 average pooling.
-
     """
 
     def __init__(self, channels: int, dropout: float, kind: TransitionDownKind = "max") -> None:
@@ -96,7 +94,6 @@ class TransitionUp(nn.Module):
 
     Attributes:
         out_channels: channels of the output.
-
     """
 
     def __init__(self, in_channels: int, skip_channels: int, kind: TransitionUpKind = "transposed") -> None:

@@ -61,7 +61,6 @@ class FCDenseNet(SegmentationNetwork):
 
     Raises:
         ValueError: the options do not fit together.
-
     """
 
     def __init__(
@@ -95,19 +94,18 @@ class FCDenseNet(SegmentationNetwork):
             DenseBlock(channels - added, count, growth, dropout)
             for channels, added, count in zip(skips, new, layers, strict=False)
         )
-        self.transitions_down = nn.ModuleList(
-            TransitionDown(channels, dropout, transition_down) for channels in skips
-        )
+        self.transitions_down = nn.ModuleList(TransitionDown(channels, dropout, transition_down) for channels in skips)
         self.bottleneck = DenseBlock(bottleneck_in, layers[levels], growth, dropout)
-        self.transitions_up = nn.ModuleList(
+        transitions_up = [
             TransitionUp(below, skip, transition_up)
             for below, skip in zip(new[levels:-1], reversed(skips), strict=True)
-        )
+        ]
+        self.transitions_up = nn.ModuleList(transitions_up)
         self.up_blocks = nn.ModuleList(
             DenseBlock(transition.out_channels, count, growth, dropout)
-            for transition, count in zip(self.transitions_up, layers[levels + 1 :], strict=True)
+            for transition, count in zip(transitions_up, layers[levels + 1 :], strict=True)
         )
-        blocks = [*self.down_blocks, self.bottleneck, *self.up_blocks]
+        blocks: list[Any] = [*self.down_blocks, self.bottleneck, *self.up_blocks]
         self.stage_channels = (stem_channels, *(block.in_channels + block.new_channels for block in blocks))
         self.classifier = nn.Sequential(
             nn.Conv2d(self.stage_channels[-1], num_classes * stem_stride**2, kernel_size=1),
@@ -136,16 +134,13 @@ def resolve_layers(layers_per_block: int | Sequence[int], num_poolings: int | No
 
     Raises:
         ValueError: the list is even, empty, has a block without layers or contradicts `num_poolings`.
-
     """
     if isinstance(layers_per_block, int):
         layers = [layers_per_block] * (2 * (5 if num_poolings is None else num_poolings) + 1)
     else:
         layers = list(layers_per_block)
     if len(layers) % 2 == 0:
-        raise ValueError(
-            f"layers_per_block needs an odd number of blocks (down, bottleneck, up), got {len(layers)}"
-        )
+        raise ValueError(f"layers_per_block needs an odd number of blocks (down, bottleneck, up), got {len(layers)}")
     if num_poolings is not None and len(layers) != 2 * num_poolings + 1:
         raise ValueError(f"layers_per_block has {len(layers)} blocks, but num_poolings={num_poolings} needs "
                          f"{2 * num_poolings + 1}")  # fmt: skip
@@ -180,7 +175,6 @@ class DenseNetClassifier(nn.Module):
         stem_channels: filters of the first convolution.
         dropout: probability of dropping an activation.
         transition_down: kind of `TransitionDown`.
-
     """
 
     def __init__(

@@ -41,9 +41,7 @@ logits = network(image)                        # float RGB in [0, 1], (B, 3, H, 
 """
 
 
-class SegmentationNetwork(
-    nn.Module, PyTorchModelHubMixin, model_card_template=MODEL_CARD, library_name="tiramisu"
-):
+class SegmentationNetwork(nn.Module, PyTorchModelHubMixin, model_card_template=MODEL_CARD, library_name="tiramisu"):
     """A network from images to class logits of the same size.
 
     Subclasses implement `compute_logits` on normalised images and are saved and loaded as a folder with
@@ -59,7 +57,6 @@ class SegmentationNetwork(
         grid_size: smallest height and width that the layers can process; smaller images are padded to it.
         labels: what the classes mean, once known; stored in config.json.
         protocol: how the weights came about (data set, recipe, metrics, versions); stored in config.json.
-
     """
 
     architectures: ClassVar[dict[str, type["SegmentationNetwork"]]] = {}
@@ -78,9 +75,7 @@ class SegmentationNetwork(
         for name, value in (("mean", mean), ("std", std)):
             values = [value] * in_channels if isinstance(value, int | float) else list(value)
             if len(values) != in_channels:
-                raise ValueError(
-                    f"{name} has {len(values)} values, but the images have {in_channels} channels"
-                )
+                raise ValueError(f"{name} has {len(values)} values, but the images have {in_channels} channels")
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -102,15 +97,12 @@ class SegmentationNetwork(
 
         Raises:
             ValueError: the shape does not fit.
-
         """
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"expected images (B, {self.in_channels}, H, W), got {tuple(images.shape)}")
         height, width = images.shape[-2:]
         if height < MIN_SIZE or width < MIN_SIZE:
-            raise ValueError(
-                f"images must be at least {MIN_SIZE} pixels high and wide, got {height} x {width}"
-            )
+            raise ValueError(f"images must be at least {MIN_SIZE} pixels high and wide, got {height} x {width}")
         x = (images - self.mean) / self.std
         if height < self.grid_size or width < self.grid_size:
             padding = (0, max(0, self.grid_size - width), 0, max(0, self.grid_size - height))
@@ -119,17 +111,16 @@ class SegmentationNetwork(
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write ``model.safetensors``, ``config.json`` and a model card into a folder, each complete or not at all."""
+        assert isinstance(self._hub_mixin_config, dict)  # the mixin collects the arguments of __init__ in it
         config = {
-            **(self._hub_mixin_config or {}),
+            **self._hub_mixin_config,
             "architecture": type(self).__name__,
             "protocol": self.protocol,
         }
         if self.labels is not None:
             config["labels"] = self.labels.to_dict()
         kwargs.setdefault("config", config)
-        kwargs.setdefault(
-            "model_card_kwargs", {"architecture": type(self).__name__, "summary": self._summary()}
-        )
+        kwargs.setdefault("model_card_kwargs", {"architecture": type(self).__name__, "summary": self._summary()})
         with atomic_folder(Path(save_directory)) as staging:
             return super().save_pretrained(staging, **kwargs)
 
@@ -138,7 +129,7 @@ class SegmentationNetwork(
         return "\n".join(lines) or "Weights without a record of their training."
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]  # the mixin passes everything by keyword
+    def _from_pretrained(
         cls,
         *,
         model_id: str,
@@ -148,10 +139,7 @@ class SegmentationNetwork(
         **kwargs: Any,
     ) -> Self:
         """Load safetensors only: unlike the mixin's own method there is no way back to pickled weights."""
-        hub = {
-            key: kwargs.pop(key)
-            for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        }
+        hub = {key: kwargs.pop(key) for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
         if Path(model_id).is_dir():
             file = Path(model_id) / WEIGHTS_FILE
         else:
@@ -169,7 +157,6 @@ def load_weights_file(network: nn.Module, file: Path, device: str = "cpu", stric
 
     Raises:
         WeightsError: the file is missing, is not safetensors, or belongs to another architecture.
-
     """
     if not file.is_file():
         raise WeightsError(f"no weights at {file}; give a folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}")
@@ -189,7 +176,6 @@ def check_state(network: nn.Module, state: dict[str, Tensor], source: Path, stri
 
     Raises:
         WeightsError: it does not; the message names the first difference.
-
     """
     own = network.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -203,9 +189,7 @@ def check_state(network: nn.Module, state: dict[str, Tensor], source: Path, stri
         difference += f"for example {(missing + unexpected)[0]}"
     else:
         return
-    raise WeightsError(
-        f"{source} holds another architecture: {difference}; use the options it was trained with"
-    )
+    raise WeightsError(f"{source} holds another architecture: {difference}; use the options it was trained with")
 
 
 def load_network(folder: str | Path) -> SegmentationNetwork:
@@ -217,7 +201,6 @@ def load_network(folder: str | Path) -> SegmentationNetwork:
 
     Raises:
         WeightsError: a file is missing or damaged, or the architecture is unknown.
-
     """
     folder = Path(folder)
     config_file = folder / CONFIG_FILE

@@ -17,16 +17,13 @@ class WarmupEMA(WeightAveraging):
 
     Args:
         decay: final decay per step, 0 to 1.
-
     """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
         super().__init__(use_buffers=True, multi_avg_fn=self._average)
 
-    def _average(
-        self, averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int
-    ) -> None:
+    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         count = int(num_averaged)
         decay = min(self.decay, (1 + count) / (10 + count))
         # Groups come one per device and dtype; integers are batch norm's counters.

@@ -40,15 +40,18 @@ class History(L.Callback):
 
     Lightning's CSVLogger deletes the file when a run is resumed; here the rows resume with the run.
 
+    Args:
+        run: folder of the run.
+
     Attributes:
         rows: the metrics of every finished epoch.
         seconds: time spent in training epochs, validation included, over all interruptions.
-
     """
 
     FILE_NAME = "metrics.csv"
 
-    def __init__(self) -> None:
+    def __init__(self, run: Path) -> None:
+        self.run = run
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         self._validated = False
@@ -71,8 +74,8 @@ class History(L.Callback):
             if name in ("lr", "train/loss") or (name.startswith("val/") and self._validated):
                 row[name] = float(value)
         self.rows.append(row)
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            self._write(Path(trainer.log_dir) / self.FILE_NAME)
+        if trainer.is_global_zero:
+            self._write(self.run / self.FILE_NAME)
 
     def _write(self, path: Path) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -98,16 +101,16 @@ class PredictionPictures(L.Callback):
     Every few validations into ``samples/epoch_NNN.png``, and after testing into ``predictions.png``.
 
     Args:
+        run: folder of the run.
         labels: the classes.
         images: how many images.
         every: how many validations lie between two pictures.
-
     """
 
     FILE_NAME = "predictions.png"
 
-    def __init__(self, labels: LabelSet, images: int = 4, every: int = 1) -> None:
-        self.labels, self.images, self.every = labels, images, max(1, every)
+    def __init__(self, run: Path, labels: LabelSet, images: int = 4, every: int = 1) -> None:
+        self.run, self.labels, self.images, self.every = run, labels, images, max(1, every)
         self._rows: list[list[NDArray[np.uint8]]] = []
         self._validations = 0
 
@@ -135,13 +138,11 @@ class PredictionPictures(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the picture of this validation."""
         self._validations += 1
-        if self._rows and trainer.log_dir is not None:
+        if self._rows:
             name = f"samples/epoch_{trainer.current_epoch:03d}.png"
-            picture = self._write(Path(trainer.log_dir) / name)
+            picture = self._write(self.run / name)
             if isinstance(trainer.logger, TensorBoardLogger):
-                trainer.logger.experiment.add_image(
-                    "val/samples", picture, trainer.global_step, dataformats="HWC"
-                )
+                trainer.logger.experiment.add_image("val/samples", picture, trainer.global_step, dataformats="HWC")
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -157,8 +158,8 @@ class PredictionPictures(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the final picture."""
-        if self._rows and trainer.log_dir is not None:
-            self._write(Path(trainer.log_dir) / self.FILE_NAME)
+        if self._rows:
+            self._write(self.run / self.FILE_NAME)
 
     def _write(self, path: Path) -> NDArray[np.uint8]:
         # Images of one set may differ in size; a grid needs rows of one width.

@@ -26,9 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     copy that a crash can cut short.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save a checkpoint; raise OSError if the disk is full, leaving the previous file as it was."""
         # Through memory: torch.save reports a full disk as an error without a reason, or aborts the process.
         buffer = io.BytesIO()
@@ -48,7 +46,6 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
     Raises:
         WeightsError: it is missing, damaged, or a pickle that would run code.
-
     """
     if not path.is_file():
         raise WeightsError(f"no checkpoint at {path}; give a .ckpt file or a run folder that holds one")
@@ -70,22 +67,23 @@ def check_resumable(path: Path, task: SegmentationTask) -> None:
 
     Raises:
         WeightsError: it cannot, or does not.
-
     """
     check_state(task, read_checkpoint(path)["state_dict"], path)
 
 
-def checkpoint_callbacks() -> list[ModelCheckpoint]:
-    """Return the callbacks that keep ``last.ckpt`` (after every epoch, to resume from) and ``best.ckpt``."""
+def checkpoint_callbacks(run: Path) -> list[ModelCheckpoint]:
+    """Return the callbacks that keep ``last.ckpt`` (after every epoch, to resume from) and ``best.ckpt`` of a run."""
+    folder = run / CHECKPOINT_FOLDER
     return [
         ModelCheckpoint(
+            folder,
             filename=BEST_NAME,
             monitor=MONITORED,
             mode="max",
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         ),
-        ModelCheckpoint(filename=LAST_NAME, enable_version_counter=False, save_on_train_epoch_end=True),
+        ModelCheckpoint(folder, filename=LAST_NAME, enable_version_counter=False, save_on_train_epoch_end=True),
     ]
 
 
@@ -112,7 +110,6 @@ def find_checkpoint(resume: str, runs: Path, name: str) -> Path | None:
 
     Raises:
         WeightsError: the given file or folder holds no checkpoint.
-
     """
     if resume == "last":
         found = runs.glob(str(last_checkpoint(Path(name) / "version_*")))
@@ -121,7 +118,5 @@ def find_checkpoint(resume: str, runs: Path, name: str) -> Path | None:
     if path.is_dir():
         path = last_checkpoint(path)
     if not path.is_file():
-        raise WeightsError(
-            f"no checkpoint at {path}; give `last`, a .ckpt file or a run folder that holds one"
-        )
+        raise WeightsError(f"no checkpoint at {path}; give `last`, a .ckpt file or a run folder that holds one")
     return path

@@ -25,7 +25,6 @@ class SegmentationLoss(nn.Module):
 
     Raises:
         ConfigError: the number of class weights is not that of the classes.
-
     """
 
     def __init__(

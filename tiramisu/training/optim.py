@@ -16,9 +16,9 @@ ScheduleName = Literal["constant", "exponential", "cosine", "onecycle"]
 class LasagneRMSprop(Optimizer):
     """RMSprop as in the paper's Theano code (Lasagne): the epsilon is added inside the square root.
 
-    ``average = rho * average + (1 - rho) * grad**2; param -= lr * grad / sqrt(average + eps)``. Weight decay is coupled:
-    it is added to the gradient. torch.optim.RMSprop adds the epsilon outside the root, which with Lasagne's 1e-6 takes
-    steps up to a thousand times larger where gradients vanish.
+    ``average = rho * average + (1 - rho) * grad**2; param -= lr * grad / sqrt(average + eps)``. Weight decay is
+    coupled: it is added to the gradient. torch.optim.RMSprop adds the epsilon outside the root, which with Lasagne's
+    1e-6 takes steps up to a thousand times larger where gradients vanish.
 
     Args:
         params: parameters or parameter groups.
@@ -26,7 +26,6 @@ class LasagneRMSprop(Optimizer):
         rho: decay of the average of the squared gradients.
         eps: added to that average.
         weight_decay: factor of the parameter that is added to its gradient (twice Lasagne's L2 factor).
-
     """
 
     def __init__(
@@ -82,7 +81,6 @@ def build_optimizer(name: OptimizerName, module: nn.Module, lr: float, weight_de
         module: its parameters are optimised.
         lr: learning rate.
         weight_decay: of convolution weights only.
-
     """
     groups = parameter_groups(module, weight_decay)
     if name == "adamw":
@@ -110,7 +108,6 @@ def build_schedule(
         steps_per_epoch: optimiser steps of one epoch.
         warmup_epochs: epochs of linear warm-up; `onecycle` has its own.
         gamma: of `exponential`.
-
     """
     if name == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]

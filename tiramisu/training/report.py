@@ -23,7 +23,6 @@ def plot_confusion(confusion: Tensor, labels: LabelSet, path: Path) -> None:
         confusion: (C, C) pixel counts, rows are the true class.
         labels: names of the classes.
         path: PNG file to write.
-
     """
     counts = confusion.double().numpy()
     totals = counts.sum(1, keepdims=True)
@@ -55,7 +54,6 @@ def plot_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
     Args:
         rows: one dict per epoch, as `History` keeps them.
         path: PNG file to write.
-
     """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     panels = {
@@ -69,9 +67,7 @@ def plot_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
             if points:
                 epochs, values = np.array(points).T
                 scale = 100 if "%" in title else 1
-                axes.plot(
-                    epochs, values * scale, label=label, marker="o" if len(points) < 30 else "", markersize=3
-                )
+                axes.plot(epochs, values * scale, label=label, marker="o" if len(points) < 30 else "", markersize=3)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)

@@ -37,13 +37,12 @@ class SegmentationTask(L.LightningModule):
         class_weights: one factor per class for the cross-entropy.
         region_loss: `lovasz` or `dice`, added to the cross-entropy.
         region_weight: factor of the region loss.
-        ema_decay: decay of the moving average of the weights, which is what gets evaluated and saved; 0 turns it off.
+        ema_decay: decay of the moving average of the weights, which is evaluated and saved; 0 turns it off.
         channels_last: memory layout that is faster on current CPUs and GPUs.
 
     Raises:
         ConfigError: the options do not fit together.
         WeightsError: the weights of `init` do not fit.
-
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class SegmentationTask(L.LightningModule):
             load_weights_file(self.network, init / WEIGHTS_FILE)
         if channels_last:
             # A no-op for the values; convolutions then keep activations in this layout too.
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)
         self.lr, self.weight_decay, self.lr_gamma, self.warmup_epochs = (
             lr,
             weight_decay,
@@ -115,7 +114,6 @@ class SegmentationTask(L.LightningModule):
 
         Raises:
             DivergedError: the loss is NaN or infinite.
-
         """
         loss = self.loss(self(batch.image), batch.mask)
         if not torch.isfinite(loss):
@@ -145,7 +143,7 @@ class SegmentationTask(L.LightningModule):
     def _count(self, split: str, batch: Item) -> Tensor:
         logits = self(batch.image)
         predictions = logits.argmax(1)
-        self.confusion[split].update(predictions, batch.mask)
+        cast(Any, self.confusion[split]).update(predictions, batch.mask)
         self.log(f"{split}/loss", self.loss(logits, batch.mask), batch_size=len(batch.image), sync_dist=True)
         return predictions
 
@@ -162,4 +160,4 @@ class SegmentationTask(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: Item, device: torch.device, dataloader_idx: int) -> Item:
         """Move a batch without waiting: the loader pins its memory."""
-        return Item(*(value.to(device, non_blocking=True) for value in batch))  # type: ignore[attr-defined]
+        return Item(*(value.to(device, non_blocking=True) for value in batch))
