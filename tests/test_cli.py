@@ -11,7 +11,7 @@ import socket, sys
 def refuse(*args, **kwargs): raise AssertionError("network")
 socket.socket.connect = socket.getaddrinfo = refuse
 import tiramisu, tiramisu.models, tiramisu.data, tiramisu.inference.evaluation, tiramisu.visualize
-heavy = {"lightning", "streamlit", "segmentation_models_pytorch", "timm", "matplotlib"} & set(sys.modules)
+heavy = {"lightning", "streamlit", "segmentation_models_pytorch", "timm"} & set(sys.modules)
 assert not heavy, heavy
 """
 

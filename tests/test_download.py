@@ -144,7 +144,7 @@ def test_a_server_that_dies_halfway_costs_only_the_rest(
 
     handler.misbehave = die
     with pytest.raises(SystemExit):
-        main(["camvid", f"--root={root}", f"--base-url={url}", "--jobs=2"])
+        main(["camvid", f"--root={root}", f"--base-url={url}"])
     arrived = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     assert 8 <= len(arrived) < len(FILES)
     assert "are still missing" in capsys.readouterr().err

@@ -1,18 +1,16 @@
 """Measure speed against the textbook implementation: ``python -m tiramisu.benchmark train|infer``."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from json import dumps
 from typing import Literal
 
-import jsonargparse
 import torch
 from torch import nn
 
 from tiramisu.benchmarking.textbook import TextbookFCDenseNet
 from tiramisu.benchmarking.timing import Timing, format_timings, race
-from tiramisu.cli import command, hide_library_noise
+from tiramisu.cli import command, hide_library_noise, run_function
 from tiramisu.data.camvid import CamVid
 from tiramisu.device import default_device, default_precision
 from tiramisu.errors import ConfigError
@@ -142,10 +140,7 @@ def _race(
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     hide_library_noise()
-    jsonargparse.auto_cli(
-        {"train": train, "infer": infer}, args=sys.argv[1:] if args is None else list(args), as_positional=False,
-        exit_on_error=False, prog="python -m tiramisu.benchmark", description=__doc__,
-    )  # fmt: skip
+    run_function({"train": train, "infer": infer}, "tiramisu.benchmark", __doc__, args)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import jsonargparse
 
 from tiramisu.errors import TiramisuError
 
@@ -39,6 +42,43 @@ def command(name: str) -> Callable[[Main], Main]:
         return wrapper
 
     return decorate
+
+
+def run_function(
+    function: Callable[..., Any] | dict[str, Callable[..., Any]],
+    name: str,
+    description: str | None,
+    args: Sequence[str] | None,
+    positional: bool = False,
+) -> None:
+    """Run a function (or one of several, as subcommands) with options made from its signature and docstring.
+
+    Args:
+        function: to run.
+        name: module of the command, for usage messages.
+        description: of the command.
+        args: the command line; default: the process's.
+        positional: whether parameters without a default are positional.
+    """
+    jsonargparse.auto_cli(
+        function,
+        args=underscored(sys.argv[1:] if args is None else args),
+        as_positional=positional,
+        exit_on_error=False,
+        prog=f"python -m {name}",
+        description=description,
+    )
+
+
+def underscored(args: Sequence[str]) -> list[str]:
+    """Let options be written with hyphens, as most programs have them: --base-url is --base_url."""
+    result = []
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if option.startswith("--"):
+            option = "--" + option[2:].replace("-", "_")
+        result.append(option + equals + value)
+    return result
 
 
 def fail(name: str, error: Exception, code: int) -> None:

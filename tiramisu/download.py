@@ -1,19 +1,17 @@
 """Fetch a data set and verify every file: ``python -m tiramisu.download camvid --root data/camvid``."""
 
 import importlib.resources
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Literal
 
-import jsonargparse
 import pooch
 import requests
 from tqdm import tqdm
 
-from tiramisu.cli import command
+from tiramisu.cli import command, run_function
 from tiramisu.errors import ConfigError, DataError
 
 CAMVID_URL = (
@@ -94,10 +92,7 @@ def _reason(error: requests.RequestException) -> str:
 @command("tiramisu.download")
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    jsonargparse.auto_cli(
-        download, args=sys.argv[1:] if args is None else list(args), as_positional=True, exit_on_error=False,
-        prog="python -m tiramisu.download", description=__doc__,
-    )  # fmt: skip
+    run_function(download, "tiramisu.download", __doc__, args, positional=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """Measure weights on a labelled set: ``python -m tiramisu.evaluate --weights FOLDER --data.root DIR``."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import jsonargparse
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from tiramisu.cli import command, hide_library_noise
+from tiramisu.cli import command, hide_library_noise, run_function
 from tiramisu.data.loading import DatasetName, build_loader, open_source
 from tiramisu.data.source import Source
 from tiramisu.data.transforms import SegmentationDataset
@@ -156,10 +154,7 @@ def write_report(
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     hide_library_noise()
-    jsonargparse.auto_cli(
-        evaluate, args=sys.argv[1:] if args is None else list(args), as_positional=False, exit_on_error=False,
-        prog="python -m tiramisu.evaluate", description=__doc__,
-    )  # fmt: skip
+    run_function(evaluate, "tiramisu.evaluate", __doc__, args)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from tiramisu.cli import command, hide_library_noise, shipped_config
+from tiramisu.cli import command, hide_library_noise, shipped_config, underscored
 from tiramisu.data.datamodule import SegmentationDataModule
 from tiramisu.device import default_device, fast_bf16
 from tiramisu.errors import DivergedError
@@ -172,7 +172,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Fit, then evaluate the final weights and write the report."""
     hide_library_noise()
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
-    cli = TrainCLI(with_config(list(sys.argv[1:] if args is None else args)))
+    cli = TrainCLI(with_config(underscored(sys.argv[1:] if args is None else args)))
     rank_zero_info(f"Run folder: {cli.run}")
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)

@@ -111,8 +111,8 @@ def test_normalises_with_buffers_in_the_state_dict() -> None:
 def test_initialisation_is_he_uniform_with_zero_biases() -> None:
     conv = fc_densenet103().bottleneck.layers[0].conv
     limit = (6 / (conv.in_channels * 9)) ** 0.5
-    assert conv.weight.abs().max() <= limit
-    assert conv.weight.std() == pytest.approx(limit / 3**0.5, rel=0.05)
+    assert conv.weight.abs().max().item() <= limit
+    assert conv.weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.05)
     assert not conv.bias.any()
 
 
