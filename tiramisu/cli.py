@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import logging
 import re
 import sys
 import warnings
@@ -98,7 +99,7 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror is not None:
         return f"cannot write the output: {error.strerror}"
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-    if any(line.startswith("Traceback") for line in lines):
+    if any("Traceback (most recent call last)" in line for line in lines):
         return re.sub(r"^[\w.]+: ", "", lines[-1])
     return " ".join(lines)
 
@@ -111,7 +112,9 @@ def shipped_config(name: str) -> Path:
 
 
 def hide_library_noise() -> None:
-    """Silence warnings of libraries that are no use to the user of a command."""
+    """Silence what libraries say that is no use to the user of a command."""
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # advertisements, and devices that are not there
     for message in (
         ".*does not have many workers.*",  # the worker count is chosen here, for reasons
         ".*LightningCLI's args parameter.*",
@@ -120,7 +123,7 @@ def hide_library_noise() -> None:
         ".*`training_step` has.*",
         ".*The number of training batches.*is smaller than the logging interval.*",
         ".*You're resuming from a checkpoint that ended before the epoch ended.*",
-        ".*is not bundled with.*",
+        ".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",  # as intended
     ):
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -1,4 +1,6 @@
-"""Which device and precision suit this machine."""
+"""Which device and precision suit this machine, and how much memory was used."""
+
+import sys
 
 import torch
 
@@ -23,3 +25,13 @@ def fast_bf16(device: torch.device) -> bool:
 def default_precision(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the hardware has it, else float32."""
     return torch.bfloat16 if fast_bf16(device) else torch.float32
+
+
+def peak_memory_mib() -> int | None:
+    """Return the largest resident memory that this process has had, in MiB; none where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024**2 if sys.platform == "darwin" else 1024))  # macOS counts bytes, Linux KiB

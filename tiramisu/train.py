@@ -2,8 +2,6 @@
 
 import argparse
 import datetime
-import logging
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +9,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from tiramisu.cli import command, hide_library_noise, shipped_config, underscored
 from tiramisu.data.datamodule import SegmentationDataModule
-from tiramisu.device import default_device, fast_bf16
-from tiramisu.errors import DivergedError
+from tiramisu.device import default_device, fast_bf16, peak_memory_mib
+from tiramisu.errors import ConfigError, DivergedError
 from tiramisu.files import write_json
 from tiramisu.metrics import format_table, scores_from_confusion
 from tiramisu.models.network import library_versions
@@ -104,18 +103,19 @@ class TrainCLI(LightningCLI):
             check_resumable(self.checkpoint, self.model)
             run = run_of_checkpoint(self.checkpoint)
         elif self.resume:
-            rank_zero_info(f"Nothing to resume in {runs / name}: starting anew.")
+            announce(f"Nothing to resume in {runs / name}: starting anew.")
         self.run = run or new_run_folder(runs / name)
         self.history = History(self.run)
         callbacks = [
             EpochSeed(self.config["seed_everything"]),
             self.history,
             PredictionPictures(self.run, self.model.labels, every=self.config["pictures_every"]),
-            ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20),
             *([WarmupEMA(self.model.ema_decay)] if self.model.ema_decay else []),
             *checkpoint_callbacks(self.run),
         ]
         config = self.config_init["trainer"]
+        if config["enable_progress_bar"] is not False:
+            callbacks.append(ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20))
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
         config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
         if config["default_root_dir"] is None:
@@ -123,6 +123,12 @@ class TrainCLI(LightningCLI):
         if config["logger"] is None:
             config["logger"] = TensorBoardLogger(self.run.parent.parent, self.run.parent.name, self.run.name)
         return super().instantiate_trainer(**kwargs)
+
+
+@rank_zero_only
+def announce(text: str) -> None:
+    """Tell the user something, once for all processes."""
+    print(text, file=sys.stderr)
 
 
 def new_run_folder(parent: Path) -> Path:
@@ -158,7 +164,7 @@ def with_config(args: list[str]) -> list[str]:
         if run is not None and (run / CONFIG_NAME).is_file():
             return ["--config", str(run / CONFIG_NAME), *args]
     if not {"-h", "--help", "--print_config"} & set(rest):
-        rank_zero_info(QUICKSTART_HINT)
+        announce(QUICKSTART_HINT)
     return ["--config", str(shipped_config("quickstart.yaml")), *args]
 
 
@@ -171,9 +177,15 @@ def _find_config(path: str) -> str:
 def main(args: Sequence[str] | None = None) -> None:
     """Fit, then evaluate the final weights and write the report."""
     hide_library_noise()
-    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
-    cli = TrainCLI(with_config(underscored(sys.argv[1:] if args is None else args)))
-    rank_zero_info(f"Run folder: {cli.run}")
+    try:
+        train(TrainCLI(with_config(underscored(sys.argv[1:] if args is None else args))))
+    except MisconfigurationException as error:  # Lightning's word for options that do not fit together
+        raise ConfigError(str(error)) from error
+
+
+def train(cli: TrainCLI) -> None:
+    """Fit, tell how to go on from a loss that diverged, and finish."""
+    announce(f"Run folder: {cli.run}")
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     except DivergedError as error:
@@ -208,7 +220,7 @@ def finish(cli: TrainCLI) -> None:
         "epochs": len(cli.history.rows),
         "steps": steps,
         "train_seconds": round(cli.history.seconds, 1),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mib": peak_memory_mib(),
         "confusion": confusion.tolist(),
         "history": cli.history.rows,
     }

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ class History(L.Callback):
         self.seconds += elapsed
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": round(elapsed, 3)}
         for name, value in trainer.callback_metrics.items():
-            if name in ("lr", "train/loss") or (name.startswith("val/") and self._validated):
+            wanted = name in ("lr", "train/loss") or (name.startswith("val/") and self._validated)
+            if wanted and not math.isnan(value):  # NaN: the class is absent from the validation set
                 row[name] = float(value)
         self.rows.append(row)
         if trainer.is_global_zero:

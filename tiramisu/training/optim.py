@@ -7,10 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 
 OptimizerName = Literal["adamw", "sgd", "rmsprop"]
 ScheduleName = Literal["constant", "exponential", "cosine", "onecycle"]
+
+ONECYCLE_RISE = 0.3  # share of the steps in which the rate rises, and the share of its peak at which it starts:
+ONECYCLE_START = 0.04  # the defaults of fastai and torch
 
 
 class LasagneRMSprop(Optimizer):
@@ -97,31 +100,37 @@ def build_schedule(
     steps_per_epoch: int,
     warmup_epochs: float = 0.0,
     gamma: float = 0.995,
-) -> LRScheduler:
+) -> LambdaLR:
     """Build a learning-rate schedule that is stepped after every optimiser step.
 
     Args:
         name: `constant`; `exponential`: times `gamma` after every epoch (the paper); `cosine`: down to 0;
-            `onecycle`: up for a third of the time, then down to nearly 0 (Smith, 2018).
+            `onecycle`: up for 30 % of the time, then down to 0 (Smith, 2018).
         optimizer: its rate is scheduled.
         total_steps: optimiser steps of the whole training.
         steps_per_epoch: optimiser steps of one epoch.
         warmup_epochs: epochs of linear warm-up; `onecycle` has its own.
         gamma: of `exponential`.
     """
-    if name == "onecycle":
-        rates = [group["lr"] for group in optimizer.param_groups]
-        # The momentum stays: cycling it would overwrite the optimiser's own.
-        return OneCycleLR(optimizer, max_lr=rates, total_steps=max(1, total_steps) + 1, cycle_momentum=False)
     warmup_steps = round(warmup_epochs * steps_per_epoch)
+    if name == "onecycle":
+        warmup_steps = round(ONECYCLE_RISE * total_steps)
 
     def factor(step: int) -> float:
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
+            rise = (step + 1) / (warmup_steps + 1)
+            return _cosine(ONECYCLE_START, 1.0, rise) if name == "onecycle" else rise
         if name == "exponential":
             return gamma ** (step // steps_per_epoch)
-        if name == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
-        return 1.0
+        if name == "constant":
+            return 1.0
+        return _cosine(1.0, 0.0, progress)
 
+    # Not torch's OneCycleLR: it keeps its number of steps in the checkpoint, so that a run which is resumed with more
+    # epochs fails; here the number follows the configuration.
     return LambdaLR(optimizer, factor)
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
