@@ -8,7 +8,7 @@ from tiramisu.benchmarking.timing import race
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
 def test_prints_both_sides_and_their_ratio(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--variant=56", "--size=[32,32]", "--batch=1", "--rounds=2", "--warmup=0"]
+    options = ["--variant=56", "--size=[64,64]", "--batch=1", "--rounds=2", "--warmup=0"]
     main([mode, *options])
     table = capsys.readouterr().out
     assert "tiramisu" in table and "textbook" in table and "ratio" in table

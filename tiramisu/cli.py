@@ -98,7 +98,7 @@ def one_line(error: Exception) -> str:
         return f"cannot use {error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror is not None:
         return f"cannot write the output: {error.strerror}"
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
     if any("Traceback (most recent call last)" in line for line in lines):
         return re.sub(r"^[\w.]+: ", "", lines[-1])
     return " ".join(lines)

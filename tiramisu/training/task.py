@@ -1,5 +1,6 @@
 """The LightningModule: what one step of training and of evaluation is."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -92,8 +93,8 @@ class SegmentationTask(L.LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise ConfigError("training has no end: set --trainer.max_epochs or --trainer.max_steps")
-        batches = self.trainer.num_training_batches
-        steps_per_epoch = max(1, int(batches // self.trainer.accumulate_grad_batches))
+        batches = self.trainer.num_training_batches  # infinite where training is switched off
+        steps_per_epoch = max(1, int(batches // self.trainer.accumulate_grad_batches)) if math.isfinite(batches) else 1
         schedule = build_schedule(
             self.schedule_name,
             optimizer,
