@@ -157,7 +157,7 @@ def with_config(args: list[str]) -> list[str]:
     known, rest = parser.parse_known_args(args)
     if known.config:
         # An installed wheel has no configs/ folder beside it: configs/camvid.yaml then means the shipped one.
-        return [_find_config(arg) if arg in known.config else arg for arg in args]
+        return [_with_shipped(arg) for arg in args]
     if known.resume:
         checkpoint = find_checkpoint(known.resume, Path(known.runs), known.name)
         run = run_of_checkpoint(checkpoint) if checkpoint else None
@@ -168,9 +168,11 @@ def with_config(args: list[str]) -> list[str]:
     return ["--config", str(shipped_config("quickstart.yaml")), *args]
 
 
-def _find_config(path: str) -> str:
+def _with_shipped(arg: str) -> str:
+    option, equals, path = arg.rpartition("=")
     shipped = shipped_config(Path(path).name)
-    return str(shipped) if not Path(path).exists() and Path(path).parts[0] == "configs" and shipped.exists() else path
+    missing = Path(path).parent == Path("configs") and not Path(path).exists()
+    return f"{option}{equals}{shipped}" if missing and shipped.is_file() else arg
 
 
 @command("tiramisu.train")
@@ -192,7 +194,11 @@ def train(cli: TrainCLI) -> None:
         last = last_checkpoint(cli.run)
         remedy = f"the last good checkpoint is {last}" if last.is_file() else "no epoch had finished"
         raise DivergedError(f"{error}; {remedy}; lower --model.lr or set --trainer.gradient_clip_val 1") from error
-    if cli.trainer.interrupted or cli.config_init["trainer"]["fast_dev_run"]:
+    except SystemExit:  # how Lightning ends a run on SIGINT and SIGTERM
+        if last_checkpoint(cli.run).is_file():
+            announce(f"Interrupted. Go on from the last finished epoch: python -m tiramisu.train --resume {cli.run}")
+        raise
+    if cli.config_init["trainer"]["fast_dev_run"]:
         return
     finish(cli)
 

@@ -95,7 +95,7 @@ class _Scene:
         self.camera_height = rng.uniform(1.2, 1.9)
         self.vanishing = np.array([width * rng.uniform(0.35, 0.65), height * rng.uniform(0.38, 0.5)])
         self.road = rng.uniform(3.2, 6.0), rng.uniform(3.2, 6.0)  # half-widths to the left and to the right
-        self.sidewalk = rng.uniform(1.5, 3.5), rng.uniform(1.5, 3.5)
+        self.sidewalk = rng.uniform(2.0, 4.0), rng.uniform(2.0, 4.0)
         self.sun_left = rng.uniform(0.75, 1.1)  # how bright the facades on either side are
         self.sun_right = rng.uniform(0.75, 1.1)
         self.dusk = rng.uniform(0.65, 1.0)
@@ -289,7 +289,7 @@ class _Scene:
             for z in np.arange(self.rng.uniform(5, 15), FAR * 0.6, self.rng.uniform(6, 14)):
                 add(self._tree, kerb + side * wide * self.rng.uniform(0.3, 0.9), z)
         for _ in range(self.rng.integers(1, 6)):
-            add(self._pedestrian, kerb + side * self.rng.uniform(0.3, wide), self.rng.uniform(4, 12))
+            add(self._pedestrian, kerb + side * self.rng.uniform(0.3, wide), self.rng.uniform(4, 10))
         if self.rng.random() < 0.6:
             for z in np.arange(self.rng.uniform(4, 14), 45, self.rng.uniform(5.5, 9)):
                 if self.rng.random() < 0.4:
@@ -308,7 +308,7 @@ class _Scene:
             x, z = self.rng.uniform(-left + 0.4, right - 0.4), self.rng.uniform(5, 15)
             things.append((z, functools.partial(self._bicyclist, x, z)))
         if self.rng.random() < 0.5:
-            x, z = self.rng.uniform(-left, right), self.rng.uniform(5, 13)
+            x, z = self.rng.uniform(-left, right), self.rng.uniform(4.5, 11)
             things.append((z, functools.partial(self._pedestrian, x, z)))
         return things
 

@@ -1,0 +1,101 @@
+"""Every command and snippet of the README runs, on small data."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tiramisu.benchmark
+import tiramisu.evaluate
+import tiramisu.train
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line for language, block in BLOCKS if not language for line in block.splitlines() if line.startswith("python -m ")
+]
+
+ONE_STEP = [
+    "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1",
+    "--trainer.limit_test_batches=1", "--trainer.check_val_every_n_epoch=1", "--trainer.enable_progress_bar=false",
+    "--data.workers=0",
+]  # fmt: skip
+STREETS = ["--data.image_size=[64,64]", "--data.crop_size=32"]
+TINY_BENCHMARK = ["--size=[64,64]", "--batch=1", "--rounds=1", "--warmup=0"]
+
+
+def small(command: str, camvid: Path) -> list[str]:
+    """Options that make a command of the README fast; the rest of the command stays as it is written."""
+    data = [f"--data.root={camvid}", "--data.crop_size=32"] if "camvid" in command else STREETS
+    if "--print_config" in command:
+        return []
+    if ".train" in command:
+        return [*ONE_STEP, *([] if "--resume" in command else data)]
+    if ".benchmark" in command:
+        return TINY_BENCHMARK
+    return ["--workers=0"]
+
+
+MAINS: dict[str, Callable[[list[str]], None]] = {
+    "tiramisu.train": tiramisu.train.main,
+    "tiramisu.evaluate": tiramisu.evaluate.main,
+    "tiramisu.benchmark": tiramisu.benchmark.main,
+}
+
+
+def run(command: str, camvid: Path) -> None:
+    _, _, module, *args = shlex.split(command)
+    MAINS[module]([*args, *small(command, camvid)])
+
+
+def test_the_commands_of_the_readme_run_one_after_the_other(
+    tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the shipped configurations must be found from anywhere
+    assert len(COMMANDS) >= 8
+    for command in COMMANDS:
+        if ".download" in command:
+            continue  # test_download.py runs it, against a server on loopback
+        try:
+            run(command, shared_camvid_like)
+        except SystemExit as ended:
+            assert ended.code == 0 and "--print_config" in command, (command, capsys.readouterr().err)
+    assert (tmp_path / "runs" / "quickstart" / "version_0" / "report.json").is_file()
+    assert (tmp_path / "runs" / "camvid" / "version_0" / "report.json").is_file()
+    assert (tmp_path / "runs" / "unet" / "version_0" / "report.json").is_file()
+    snippets = [block for language, block in BLOCKS if language == "python"]
+    assert snippets
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_the_papers_two_phases_run(
+    tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = [*ONE_STEP, f"--data.root={shared_camvid_like}"]
+    tiny = ["--model.network.layers_per_block=1", "--model.network.growth_rate=4"]
+    tiramisu.train.main(["--config=configs/camvid_paper.yaml", *data, *tiny, "--data.crop_size=32"])
+    text = (ROOT / "configs" / "camvid_paper_finetune.yaml").read_text()
+    command = re.search(r"#\s+(python -m tiramisu.train.*?\\)\n#\s+(.*)\n", text)
+    assert command is not None
+    words = shlex.split(command[1].rstrip("\\") + command[2])
+    tiramisu.train.main([*words[3:], *data, *tiny])
+    assert (tmp_path / "runs" / "camvid_paper_finetune" / "version_0" / "report.json").is_file()
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    paths = set(re.findall(r"configs/\w+\.yaml|docs/\w+\.png|LICENSE", README))
+    assert len(paths) > 3
+    missing = [path for path in paths if not (ROOT / path).is_file()]
+    assert not missing
+
+
+def test_the_configurations_state_only_what_departs_from_the_defaults() -> None:
+    for path in (ROOT / "configs").glob("*.yaml"):
+        lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+        assert len(lines) <= 35, path
+        assert f"`configs/{path.name}`" in README, f"{path.name} is not in the README's table"
