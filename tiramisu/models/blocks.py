@@ -27,7 +27,7 @@ class DenseLayer(nn.Module):
 
     def forward(self, stack: Tensor) -> Tensor:
         """Return the layer's new features."""
-        return self.dropout(self.conv(F.relu(self.norm(stack))))
+        return self.dropout(self.conv(F.relu(self.norm(stack), inplace=True)))
 
 
 class DenseBlock(nn.Module):
@@ -69,7 +69,7 @@ class TransitionDown(nn.Module):
         self.layers = {
             "max": lambda: nn.Sequential(
                 nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
                 conv,
                 nn.Dropout(dropout),
                 nn.MaxPool2d(2),
