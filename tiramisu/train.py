@@ -90,8 +90,9 @@ class TrainCLI(LightningCLI):
         parser.set_defaults({"model.network": {"class_path": "tiramisu.models.FCDenseNet"}})
 
     def before_instantiate_classes(self) -> None:
-        """Take `--resume` out of the configuration, which is saved with the run and may be used again."""
+        """Take `--resume` out of the configuration, which is saved with the run and may be used again; fix the seed."""
         self.resume, self.config["resume"] = self.config["resume"], None
+        self.config["data"]["seed"] = self.config["seed_everything"]  # by now a number, also where it was "random"
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer of this run, in a folder of its own or in the one that is resumed."""
