@@ -75,7 +75,7 @@ def test_learns_its_images_by_heart(train_args: TrainArgs, tmp_path: Path) -> No
     for folder in ("test", "testannot"):
         (root / folder).symlink_to(root / folder.replace("test", "train"))
     main(train_args(
-        "--trainer.max_epochs=10", "--trainer.check_val_every_n_epoch=10", "--model.lr=2e-2", "--model.ema_decay=0.5",
+        "--trainer.max_epochs=40", "--trainer.check_val_every_n_epoch=40", "--model.lr=2e-2", "--model.ema_decay=0.5",
         "--data.augmentation=none", "--data.batch_size=1", "--trainer.limit_train_batches=2",
         "--model.network.dropout=0", "--model.network.growth_rate=8", "--model.schedule=cosine", root=root,
     ))  # fmt: skip

@@ -53,7 +53,10 @@ def download(
         path=root, base_url=base_url.rstrip("/") + "/", registry=camvid_registry(), retry_if_failed=2
     )
     pooch.get_logger().setLevel("ERROR")
+    for folder in {(root / name).parent for name in fetcher.registry}:
+        folder.mkdir(parents=True, exist_ok=True)  # pooch's own way fails when two threads do it at once
     failures: dict[str, str] = {}
+    arrived = 0
     stopping = threading.Event()
 
     def fetch(name: str) -> None:
@@ -66,11 +69,12 @@ def download(
             for future in tqdm(as_completed(futures), dataset, len(futures), unit="file", mininterval=0.5):
                 try:
                     future.result()
+                    arrived += 1
                 except (requests.RequestException, ValueError) as error:
                     # A wrong hash is a ValueError of pooch's.
                     reason = "its content is not what it should be" if isinstance(error, ValueError) else _reason(error)
                     failures[futures[future]] = reason
-                    if len(failures) == 20 and len(failures) == sum(future.done() for future in futures):
+                    if len(failures) >= 20 and not arrived:
                         stopping.set()  # nothing gets through: do not try fourteen hundred times
         except BaseException:
             stopping.set()
