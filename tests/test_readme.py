@@ -72,9 +72,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
         exec(compile(snippet, "README.md", "exec"), {})
 
 
-def test_the_papers_two_phases_run(
-    tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_papers_two_phases_run(tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = [*ONE_STEP, f"--data.root={shared_camvid_like}"]
     tiny = ["--model.network.layers_per_block=1", "--model.network.growth_rate=4"]
