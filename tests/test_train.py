@@ -261,3 +261,55 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(train_args: Trai
     assert "Traceback" not in result.stderr
     assert last.read_bytes() == before
     assert not list(last.parent.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.lr=-1"], ["--model.lr", "-1"]),
+        (["--model.label_smoothing=5"], ["label_smoothing"]),
+        (["--model.ema_decay=2"], ["ema_decay"]),
+        (["--model.class_weights=[1,1,1,1,1,1,1,1,1,1,-1]"], ["class_weights", "negative"]),
+        (["--model.network.growth_rate=0"], ["growth_rate"]),
+        (["--data.workers=-1"], ["workers"]),
+        (["--seed_everything=-1"], ["-1"]),
+        (["--name=../elsewhere"], ["--name"]),
+        (["--data.dataset=streets", "--data.image_size=[10,10]"], ["image_size"]),
+    ],
+)
+def test_values_out_of_range_are_told_in_one_line(
+    train_args: TrainArgs, capsys: pytest.CaptureFixture[str], options: list[str], words: list[str]
+) -> None:
+    message = _fails(train_args(*options), capsys)
+    assert all(word in message for word in words), message
+
+
+def test_a_configuration_that_is_no_text_is_refused(
+    train_args: TrainArgs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\x80\x81\x82")
+    _fails(train_args(f"--config={tmp_path / 'binary.yaml'}"), capsys)
+
+
+def test_a_damaged_test_split_is_found_before_training(
+    train_args: TrainArgs, camvid_like: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (camvid_like / "testannot").rename(camvid_like / "elsewhere")
+    assert "testannot" in _fails(train_args(root=camvid_like), capsys)
+    assert not list(camvid_like.parent.glob("runs/*"))
+
+
+def test_images_of_different_sizes_need_a_batch_of_one(
+    train_args: TrainArgs, camvid_like: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("val", "valannot"):
+        file = next((camvid_like / folder).iterdir())
+        path = camvid_like / folder / file.name
+        Image.open(path).crop((0, 0, 40, 40)).save(path)
+    message = _fails(train_args("--data.eval_batch_size=3", "--trainer.max_epochs=1", root=camvid_like), capsys)
+    assert "differ in size" in message
+
+
+def test_camvid_without_a_configuration_takes_camvids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = _fails(["--data.dataset=camvid", f"--data.root={tmp_path / 'nowhere'}", f"--runs={tmp_path}"], capsys)
+    assert "nowhere" in message and "tiramisu.download" in message

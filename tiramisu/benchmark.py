@@ -1,6 +1,7 @@
 """Measure speed against the textbook implementation: ``python -m tiramisu.benchmark train|infer``."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from json import dumps
 from typing import Literal
@@ -106,7 +107,7 @@ def _networks(variant: Literal[56, 67, 103], device: torch.device) -> dict[str, 
 
 def _inputs(batch: int, size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     if batch < 1 or min(size) < 32:
-        raise ConfigError("--batch must be at least 1 and --size at least 32 32")
+        raise ConfigError("--batch must be at least 1 and --size at least [32,32]")
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, *size, generator=generator)
     target = torch.randint(0, len(CamVid.labels) + 1, (batch, *size), generator=generator)  # void among them
@@ -140,6 +141,7 @@ def _race(
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     hide_library_noise()
+    args = ["--json=true" if arg == "--json" else arg for arg in (sys.argv[1:] if args is None else args)]
     run_function({"train": train, "infer": infer}, "tiramisu.benchmark", __doc__, args)
 
 

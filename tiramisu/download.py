@@ -72,7 +72,8 @@ def download(
                     arrived += 1
                 except (requests.RequestException, ValueError) as error:
                     # A wrong hash is a ValueError of pooch's.
-                    reason = "its content is not what it should be" if isinstance(error, ValueError) else _reason(error)
+                    is_request = isinstance(error, requests.RequestException)
+                    reason = _reason(error) if is_request else "its content is not what it should be"
                     failures[futures[future]] = reason
                     if len(failures) >= 20 and not arrived:
                         stopping.set()  # nothing gets through: do not try fourteen hundred times
@@ -88,6 +89,8 @@ def download(
 
 
 def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, ValueError):
+        return "the base URL is not a valid one"
     if error.response is not None:
         return f"the server answered {error.response.status_code}"
     return "the server did not answer" if isinstance(error, requests.Timeout) else "the connection failed"

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tiramisu.cli import command, hide_library_noise, run_function
 from tiramisu.data.loading import DatasetName, build_loader, open_source
 from tiramisu.data.source import Source
+from tiramisu.data.streets import Streets
 from tiramisu.data.transforms import SegmentationDataset
 from tiramisu.device import default_device, default_precision
 from tiramisu.errors import ConfigError, WeightsError
@@ -80,13 +81,15 @@ def evaluate(
     """
     if batch_size < 1:
         raise ConfigError("--batch_size must be at least 1")
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written must be told before the work
     network = load_network(weights)
     dataset = data.dataset or network.protocol.get("dataset")
     if dataset is None:
         raise ConfigError("these weights do not say what they were trained on; give --data.dataset")
     image_size = data.image_size
     if dataset == "streets" and image_size is None and network.protocol.get("dataset") == "streets":
-        image_size = tuple(network.protocol["resolution"])
+        image_size = tuple(network.protocol.get("resolution", Streets.DEFAULT_SIZE))
     source = open_source(dataset, data.root, data.split, image_size)
     labels = source.labels
     if network.labels is not None and network.labels.names != labels.names:

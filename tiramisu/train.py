@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tiramisu.cli import command, hide_library_noise, shipped_config, underscored
 from tiramisu.data.datamodule import SegmentationDataModule
+from tiramisu.data.loading import DATASETS
 from tiramisu.device import default_device, fast_bf16, peak_memory_mib
 from tiramisu.errors import ConfigError, DivergedError
 from tiramisu.files import write_json
@@ -98,6 +99,8 @@ class TrainCLI(LightningCLI):
         """Build the trainer of this run, in a folder of its own or in the one that is resumed."""
         self.datamodule.setup("fit")  # a wrong data set must be reported before a folder is made
         runs, name = self.config["runs"], self.config["name"]
+        if Path(name).name != name or name in ("", ".."):
+            raise ConfigError(f"--name {name} must be the name of one folder")
         self.checkpoint = find_checkpoint(self.resume, runs, name) if self.resume else None
         run = None
         if self.checkpoint is not None:
@@ -155,6 +158,7 @@ def with_config(args: list[str]) -> list[str]:
     parser.add_argument("--resume")
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--name", default="*")
+    parser.add_argument("--data.dataset", dest="dataset")
     known, rest = parser.parse_known_args(args)
     if known.config:
         # An installed wheel has no configs/ folder beside it: configs/camvid.yaml then means the shipped one.
@@ -164,6 +168,9 @@ def with_config(args: list[str]) -> list[str]:
         run = run_of_checkpoint(checkpoint) if checkpoint else None
         if run is not None and (run / CONFIG_NAME).is_file():
             return ["--config", str(run / CONFIG_NAME), *args]
+    if known.dataset == "camvid":
+        announce("Using configs/camvid.yaml.")
+        return ["--config", str(shipped_config("camvid.yaml")), *args]
     if not {"-h", "--help", "--print_config"} & set(rest):
         announce(QUICKSTART_HINT)
     return ["--config", str(shipped_config("quickstart.yaml")), *args]
@@ -181,9 +188,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Fit, then evaluate the final weights and write the report."""
     hide_library_noise()
     try:
-        train(TrainCLI(with_config(underscored(sys.argv[1:] if args is None else args))))
-    except MisconfigurationException as error:  # Lightning's word for options that do not fit together
+        cli = TrainCLI(with_config(underscored(sys.argv[1:] if args is None else args)))
+    except (MisconfigurationException, ValueError) as error:  # what Lightning says of options that do not fit
         raise ConfigError(str(error)) from error
+    train(cli)
 
 
 def train(cli: TrainCLI) -> None:
@@ -244,6 +252,7 @@ def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:
     config, trainer = cli.config, cli.trainer
     return {
         "dataset": config["data"]["dataset"],
+        "data_license": DATASETS[config["data"]["dataset"]].license,
         "resolution": list(cli.datamodule.val_set.source[0].mask.shape),
         "recipe": config["name"],
         "epochs": trainer.current_epoch,

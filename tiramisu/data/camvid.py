@@ -50,6 +50,7 @@ class CamVid:
         ignore_index=11,
     )
     # fmt: on
+    license: ClassVar[str] = "CC BY-NC 4.0: for non-commercial research use, weights trained on it included"
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
 
     def __init__(self, root: str | Path, split: str = "train") -> None:

@@ -18,9 +18,10 @@ class SegmentationDataModule(L.LightningDataModule):
     Args:
         dataset: `streets`, the built-in drawn street scenes, or `camvid`.
         root: folder of the data set (default: data/<dataset>; `streets` needs none).
-        image_size: height and width of the scenes of `streets` (default 360 480).
+        image_size: height and width of the scenes of `streets`, such as [240,320] (default [360,480]).
         augmentation: `paper`: random crop and flip; `strong`: also scale, colour, gamma, blur and noise; `none`.
-        crop_size: height and width of the training crops; none trains on whole images.
+        crop_size: height and width of the training crops; none trains on whole images (at their own scale), as does
+            the augmentation `none`.
         batch_size: training crops per step and process.
         eval_batch_size: whole images per evaluation step.
         workers: loader processes per training process (default: what suits the machine).
@@ -42,6 +43,8 @@ class SegmentationDataModule(L.LightningDataModule):
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
             raise ConfigError("--data.batch_size and --data.eval_batch_size must be at least 1")
+        if workers is not None and workers < 0:
+            raise ConfigError(f"--data.workers {workers} must not be negative")
         if crop_size is not None and crop_size < 32:
             raise ConfigError(f"--data.crop_size {crop_size} is too small; networks here need at least 32")
         self.dataset: DatasetName = dataset
@@ -76,6 +79,7 @@ class SegmentationDataModule(L.LightningDataModule):
             self.train_set = SegmentationDataset(self._open("train"), self.augmentation, self.crop_size, self.seed)
             self.train_set[SampleKey(0, 0)]  # wrong options must be reported before the run begins
             self.val_set = SegmentationDataset(self._open("val"))
+            self._open(self.test_split)  # not needed yet, but a damaged one must not be found days later
         if stage == "test":
             self.test_set = SegmentationDataset(self._open(self.test_split))
 

@@ -8,13 +8,13 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from tiramisu.data.camvid import CamVid
 from tiramisu.data.source import Source
 from tiramisu.data.streets import Streets
-from tiramisu.data.transforms import Item, SampleKey, SegmentationDataset, derive_seed
-from tiramisu.errors import ConfigError
+from tiramisu.data.transforms import MIN_SIZE, Item, SampleKey, SegmentationDataset, derive_seed
+from tiramisu.errors import ConfigError, DataError
 
 DatasetName = Literal["streets", "camvid"]
 Split = Literal["train", "val", "test"]
@@ -37,7 +37,11 @@ def open_source(
         ConfigError: a needed option is missing or does not apply.
         DataError: the data set is missing or damaged.
     """
+    if dataset not in DATASETS:
+        raise ConfigError(f"there is no data set {dataset}; choose one of {', '.join(DATASETS)}")
     if dataset == "streets":
+        if image_size is not None and min(image_size) < MIN_SIZE:
+            raise ConfigError(f"--data.image_size {list(image_size)} is too small; use at least {MIN_SIZE}")
         return Streets(split, image_size or Streets.DEFAULT_SIZE)
     if image_size is not None:
         raise ConfigError(f"--data.image_size applies to streets only; {dataset} images keep their size")
@@ -99,6 +103,17 @@ def default_workers(processes: int = 1) -> int:
     return max(1, min(8, (cores - 1) // processes))
 
 
+def collate(items: list[Item]) -> Item:
+    """Stack items into a batch.
+
+    Raises:
+        DataError: the images differ in size.
+    """
+    if len({item.mask.shape for item in items}) > 1:
+        raise DataError("the images of a batch differ in size; use a batch size of 1 for whole images, or crops")
+    return default_collate(items)
+
+
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # one thread per worker: they run beside each other and beside the network
 
@@ -115,11 +130,14 @@ def build_loader(
     """Build a loader of `Item` batches; an incomplete last batch is dropped when shuffling, if there is another."""
     sampler = EpochSampler(len(dataset), seed, shuffle, rank, world_size)
     workers = default_workers(world_size) if workers is None else workers
+    if workers < 0:
+        raise ConfigError(f"the number of workers must not be negative, got {workers}")
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
+        collate_fn=collate,
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

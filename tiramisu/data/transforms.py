@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiramisu.data.source import Source
-from tiramisu.errors import ConfigError
+from tiramisu.errors import ConfigError, DataError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import below asks the network for its version
 import albumentations as A
+
+MIN_SIZE = 32  # what the networks take at least; models do not know data, nor data models
 
 Augmentation = Literal["none", "paper", "strong"]
 
@@ -94,11 +96,14 @@ class SegmentationDataset(Dataset[Item]):
         """Return one item.
 
         Raises:
-            DataError: the files are unreadable or inconsistent.
+            DataError: the files are unreadable or inconsistent, or the image is too small.
             ConfigError: the crop is larger than the image.
         """
         epoch, position = key
         image, mask, name = self.source[position]
+        if min(mask.shape) < MIN_SIZE:
+            raise DataError(f"image {name} is {mask.shape[0]} x {mask.shape[1]}; images must be at least {MIN_SIZE} "
+                            f"pixels high and wide")  # fmt: skip
         if self.crop_size is not None and self.crop_size > min(mask.shape):
             raise ConfigError(f"--data.crop_size {self.crop_size} is larger than the image {name} "
                               f"({mask.shape[0]} x {mask.shape[1]}); use at most {min(mask.shape)}")  # fmt: skip

@@ -80,8 +80,13 @@ class FCDenseNet(SegmentationNetwork):
         std: float | Sequence[float] = 1.0,
     ) -> None:
         super().__init__(num_classes, in_channels, mean, std)
-        layers = resolve_layers(layers_per_block or VARIANTS[variant]["layers_per_block"], num_poolings)
-        growth = growth_rate or VARIANTS[variant]["growth_rate"]
+        defaults = VARIANTS[variant]
+        layers = resolve_layers(
+            defaults["layers_per_block"] if layers_per_block is None else layers_per_block, num_poolings
+        )
+        growth = defaults["growth_rate"] if growth_rate is None else growth_rate
+        if growth < 1 or stem_channels < 1:
+            raise ValueError(f"growth_rate and stem_channels must be at least 1, got {growth} and {stem_channels}")
         levels = len(layers) // 2
         self.grid_size = max(self.grid_size, stem_stride * 2**levels)
 

@@ -55,7 +55,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise WeightsError(f"{path} is refused: it holds more than tensors and plain values, and opening it could run "
                            f"code; resume only from checkpoints that tiramisu.train wrote") from error  # fmt: skip
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise WeightsError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"{path} is damaged or no checkpoint; give another, such as best.ckpt beside it") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "loops" not in checkpoint:
         raise WeightsError(f"{path} is no training checkpoint; weights alone cannot be resumed, start from them with "
                            f"--model.init")  # fmt: skip

@@ -24,7 +24,7 @@ class SegmentationLoss(nn.Module):
         region_weight: factor of the region loss.
 
     Raises:
-        ConfigError: the number of class weights is not that of the classes.
+        ConfigError: the number of class weights is not that of the classes, or a value is out of range.
     """
 
     def __init__(
@@ -40,6 +40,10 @@ class SegmentationLoss(nn.Module):
             raise ConfigError(
                 f"--model.class_weights has {len(class_weights)} values, but there are {len(labels)} classes"
             )
+        if class_weights is not None and min(class_weights) < 0:
+            raise ConfigError(f"--model.class_weights must not be negative, got {min(class_weights)}")
+        if not 0 <= label_smoothing <= 1:
+            raise ConfigError(f"--model.label_smoothing {label_smoothing} must be from 0 to 1")
         self.ignore_index = labels.ignore_index
         self.label_smoothing = label_smoothing
         self.region_weight = region_weight

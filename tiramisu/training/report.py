@@ -70,6 +70,7 @@ def plot_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
                 axes.plot(epochs, values * scale, label=label, marker="o" if len(points) < 30 else "", markersize=3)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if len(series) > 1 and axes.lines:
             axes.legend()

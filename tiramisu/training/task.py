@@ -65,6 +65,10 @@ class SegmentationTask(L.LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
+        if not 0 <= lr < math.inf:
+            raise ConfigError(f"--model.lr {lr} must be a number from 0 up")
+        if not 0 <= ema_decay < 1:
+            raise ConfigError(f"--model.ema_decay {ema_decay} must be at least 0 and below 1")
         try:
             self.network = network(len(labels))
         except ValueError as error:
@@ -124,6 +128,15 @@ class SegmentationTask(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.image))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Refuse weights that the epoch's last update has ruined, before a checkpoint keeps them.
+
+        Raises:
+            DivergedError: a weight is NaN or infinite.
+        """
+        if not all(torch.isfinite(parameter).all() for parameter in self.network.parameters()):
+            raise DivergedError(f"the weights became infinite or NaN at step {self.global_step}")
 
     def validation_step(self, batch: Item, batch_idx: int) -> Tensor:
         """Count one batch of whole validation images; return the class maps (B, H, W)."""
