@@ -161,8 +161,20 @@ def test_no_server_at_all_is_told_soon(tmp_path: Path, capsys: pytest.CaptureFix
     assert "1402 of 1402 files are still missing" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("args", [["cityscapes"], [], ["camvid", "--jobs=0"], ["camvid", "--root=/dev/null/x"]])
-def test_mistakes_are_told_in_one_line(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["cityscapes"],
+        [],
+        ["camvid", "--jobs=0"],
+        ["camvid", "--root=/dev/null/x"],
+        ["camvid", "--root=x", "--base-url=foo"],
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    args: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(args)
     assert ended.value.code not in (0, None)

@@ -71,9 +71,9 @@ def download(
                     future.result()
                     arrived += 1
                 except (requests.RequestException, ValueError) as error:
-                    # A wrong hash is a ValueError of pooch's.
-                    is_request = isinstance(error, requests.RequestException)
-                    reason = _reason(error) if is_request else "its content is not what it should be"
+                    # A wrong hash is a plain ValueError of pooch's.
+                    request = isinstance(error, requests.RequestException)
+                    reason = _reason(error) if request else "its content is not what it should be"
                     failures[futures[future]] = reason
                     if len(failures) >= 20 and not arrived:
                         stopping.set()  # nothing gets through: do not try fourteen hundred times
@@ -88,10 +88,10 @@ def download(
     print(f"{len(futures)} files are complete and verified in {root}. {LICENSE_NOTE}")
 
 
-def _reason(error: requests.RequestException) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ValueError):
         return "the base URL is not a valid one"
-    if error.response is not None:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code}"
     return "the server did not answer" if isinstance(error, requests.Timeout) else "the connection failed"
 
