@@ -107,6 +107,8 @@ def test_batch_statistics_equal_training_mode_without_dropout() -> None:
         (["--device=tpu"], ["--device tpu"]),
         (["--output=/dev/null/x"], ["/dev/null"]),
         (["--wat=1"], ["wat"]),
+        (["--workers=-2"], ["workers", "-2"]),
+        (["--data.dataset=streets", "--data.image_size=[-1,10]"], ["image_size"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(

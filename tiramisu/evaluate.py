@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -29,7 +28,7 @@ from tiramisu.labels import LabelSet
 from tiramisu.metrics import format_table
 from tiramisu.models import load_network
 from tiramisu.training.report import plot_confusion
-from tiramisu.visualize import colorize, error_map, grid
+from tiramisu.visualize import comparison
 
 WORST_IMAGES = 5
 
@@ -141,16 +140,9 @@ def write_report(
         {**settings, **result.scores.to_dict(labels), "confusion": result.confusion.tolist()},
     )
     plot_confusion(result.confusion, labels, output / "confusion_matrix.png")
-    rows = []
-    for worst in result.worst:
-        image, truth, _ = source[worst.position]
-        drawn = colorize(truth, labels), colorize(worst.prediction, labels)
-        rows.append([image, *drawn, error_map(worst.prediction, truth, labels)])
-    rows = [row for row in rows if row[0].shape == rows[0][0].shape]
+    worst = [(source[found.position].image, source[found.position].mask, found.prediction) for found in result.worst]
     with atomic_path(output / "worst.png") as temporary:
-        Image.fromarray(np.ascontiguousarray(grid(rows, ("image", "truth", "prediction", "errors"), labels))).save(
-            temporary
-        )
+        Image.fromarray(comparison(worst, labels)).save(temporary)
 
 
 @command("tiramisu.evaluate")

@@ -91,6 +91,22 @@ def grid(rows: Sequence[Sequence[UInt8Array]], titles: Sequence[str], labels: La
     return np.concatenate([np.asarray(header), _join(spaced, axis=0), legend(labels, spaced[0].shape[1])])
 
 
+def comparison(samples: Sequence[tuple[UInt8Array, UInt8Array, UInt8Array]], labels: LabelSet) -> UInt8Array:
+    """Draw image, truth, prediction and errors of several images below each other, as uint8 (h, w, 3) RGB.
+
+    Args:
+        samples: image (H, W, 3) RGB, true and predicted class indices (H, W) of each. A grid needs rows of one width:
+            images of another size than the first are left out.
+        labels: the classes.
+    """
+    rows = [
+        [image, colorize(truth, labels), colorize(prediction, labels), error_map(prediction, truth, labels)]
+        for image, truth, prediction in samples
+        if image.shape == samples[0][0].shape
+    ]
+    return grid(rows, ("image", "truth", "prediction", "errors"), labels)
+
+
 def _join(pictures: Sequence[UInt8Array], axis: int) -> UInt8Array:
     gap_shape = list(pictures[0].shape)
     gap_shape[axis] = MARGIN

@@ -19,7 +19,7 @@ from torch import Tensor
 from tiramisu.data.transforms import Item, derive_seed
 from tiramisu.files import atomic_path
 from tiramisu.labels import LabelSet
-from tiramisu.visualize import colorize, error_map, grid
+from tiramisu.visualize import comparison
 
 
 class EpochSeed(L.Callback):
@@ -113,7 +113,7 @@ class PredictionPictures(L.Callback):
 
     def __init__(self, run: Path, labels: LabelSet, images: int = 4, every: int = 1) -> None:
         self.run, self.labels, self.images, self.every = run, labels, images, max(1, every)
-        self._rows: list[list[NDArray[np.uint8]]] = []
+        self._samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]] = []
         self._validations = 0
 
     def _collect(self, predictions: Tensor, batch: Item, batch_idx: int, batches: int | float) -> None:
@@ -122,12 +122,11 @@ class PredictionPictures(L.Callback):
         image = batch.image[0].permute(1, 2, 0).cpu().numpy()
         truth = batch.mask[0].byte().cpu().numpy()
         prediction = predictions[0].byte().cpu().numpy()
-        drawn = colorize(truth, self.labels), colorize(prediction, self.labels)
-        self._rows.append([image, *drawn, error_map(prediction, truth, self.labels)])
+        self._samples.append((image, truth, prediction))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the pictures of an interrupted validation."""
-        self._rows = []
+        self._samples = []
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -140,7 +139,7 @@ class PredictionPictures(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the picture of this validation."""
         self._validations += 1
-        if self._rows:
+        if self._samples:
             name = f"samples/epoch_{trainer.current_epoch:03d}.png"
             picture = self._write(self.run / name)
             if isinstance(trainer.logger, TensorBoardLogger):
@@ -156,18 +155,16 @@ class PredictionPictures(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start with no pictures."""
-        self._rows = []
+        self._samples = []
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the final picture."""
-        if self._rows:
+        if self._samples:
             self._write(self.run / self.FILE_NAME)
 
     def _write(self, path: Path) -> NDArray[np.uint8]:
-        # Images of one set may differ in size; a grid needs rows of one width.
-        rows = [row for row in self._rows if row[0].shape == self._rows[0][0].shape]
-        picture = grid(rows, ("image", "truth", "prediction", "errors"), self.labels)
-        self._rows = []
+        picture = comparison(self._samples, self.labels)
+        self._samples = []
         with atomic_path(path) as temporary:
             Image.fromarray(picture).save(temporary)
         return picture
