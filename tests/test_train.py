@@ -274,6 +274,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(train_args: Trai
         (["--data.workers=-1"], ["workers"]),
         (["--seed_everything=-1"], ["-1"]),
         (["--name=../elsewhere"], ["--name"]),
+        (["--data.batch_size=1", "--model.network.num_poolings=5"], ["batch_size", "crop_size"]),
         (["--data.dataset=streets", "--data.image_size=[10,10]"], ["image_size"]),
     ],
 )

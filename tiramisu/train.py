@@ -203,6 +203,11 @@ def train(cli: TrainCLI) -> None:
         last = last_checkpoint(cli.run)
         remedy = f"the last good checkpoint is {last}" if last.is_file() else "no epoch had finished"
         raise DivergedError(f"{error}; {remedy}; lower --model.lr or set --trainer.gradient_clip_val 1") from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        remedy = "raise --data.batch_size or --data.crop_size"
+        raise ConfigError(f"a batch leaves batch normalisation a single value per channel; {remedy}") from error
     except SystemExit:  # how Lightning ends a run on SIGINT and SIGTERM
         if last_checkpoint(cli.run).is_file():
             announce(f"Interrupted. Go on from the last finished epoch: python -m tiramisu.train --resume {cli.run}")
