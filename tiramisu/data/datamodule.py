@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning as L
 from torch.utils.data import DataLoader
 
-from tiramisu.data.loading import DATASETS, DatasetName, Split, build_loader, open_source
+from tiramisu.data.loading import DATASETS, DatasetName, Split, build_loader, default_root, open_source
 from tiramisu.data.source import Source
 from tiramisu.data.transforms import Augmentation, Item, SampleKey, SegmentationDataset
 from tiramisu.errors import ConfigError
@@ -64,7 +64,7 @@ class SegmentationDataModule(L.LightningDataModule):
     @property
     def test_split(self) -> Split:
         """The split that final weights are evaluated on: test if there is one, else val."""
-        if self.dataset == "camvid" and not (Path(self.root or "data/camvid") / "test").is_dir():
+        if self.dataset == "camvid" and not ((self.root or default_root("camvid")) / "test").is_dir():
             return "val"
         return "test"
 

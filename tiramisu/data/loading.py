@@ -45,7 +45,12 @@ def open_source(
         return Streets(split, image_size or Streets.DEFAULT_SIZE)
     if image_size is not None:
         raise ConfigError(f"--data.image_size applies to streets only; {dataset} images keep their size")
-    return CamVid(root or Path("data") / dataset, split)
+    return CamVid(root or default_root(dataset), split)
+
+
+def default_root(dataset: DatasetName) -> Path:
+    """Return where a data set lies if the user does not say: where `tiramisu.download` puts it."""
+    return Path("data") / dataset
 
 
 class EpochSampler(Sampler[SampleKey]):

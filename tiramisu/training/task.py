@@ -79,12 +79,10 @@ class SegmentationTask(L.LightningModule):
         if channels_last:
             # A no-op for the values; convolutions then keep activations in this layout too.
             self.network.to(memory_format=torch.channels_last)
-        self.lr, self.weight_decay, self.lr_gamma, self.warmup_epochs = (
-            lr,
-            weight_decay,
-            lr_gamma,
-            warmup_epochs,
-        )
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.lr_gamma = lr_gamma
+        self.warmup_epochs = warmup_epochs
         self.optimizer_name: OptimizerName = optimizer
         self.schedule_name: ScheduleName = schedule
         self.ema_decay, self.channels_last = ema_decay, channels_last
