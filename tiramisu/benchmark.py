@@ -1,140 +1,84 @@
-"""Measure speed against the textbook implementation: ``python -m tiramisu.benchmark train|infer``."""
+"""Measure speed and memory against the textbook implementation: ``python -m tiramisu.benchmark train|infer``."""
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from json import dumps
 from typing import Literal
 
 import torch
-from torch import nn
 
-from tiramisu.benchmarking.textbook import TextbookFCDenseNet
-from tiramisu.benchmarking.timing import Timing, format_timings, race
+from tiramisu.benchmarking.contenders import Contender, Process, Task
+from tiramisu.benchmarking.timing import Timing, format_timings, race, relative
 from tiramisu.cli import command, hide_library_noise, run_function
-from tiramisu.data.camvid import CamVid
 from tiramisu.device import default_device, default_precision
 from tiramisu.errors import ConfigError
-from tiramisu.models import FCDenseNet
-from tiramisu.training.losses import SegmentationLoss
-from tiramisu.training.optim import build_optimizer
 
-OURS, TEXTBOOK = "tiramisu", "textbook"
+OURS, TEXTBOOK, UNTUNED, DOUBLE = "tiramisu", "textbook", "textbook as it comes", "tiramisu, twice the pixels"
 
 
-def train(
+def benchmark(
+    task: Task,
     variant: Literal[56, 67, 103] = 103,
-    size: tuple[int, int] = (224, 224),
-    batch: int = 4,
-    rounds: int = 5,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    rounds: int = 7,
     warmup: int = 2,
+    smp: Sequence[str] = (),
     json: bool = False,
 ) -> None:
-    """Time a training step: forward, loss, backward and optimiser, in the precision that suits the machine.
+    """Time an FC-DenseNet against its textbook implementation, in turn, each in a process of its own.
+
+    "textbook as it comes" is what a user gets who changes nothing: float32, contiguous tensors, the system's
+    allocator. All others run in bfloat16 where the hardware has it, channels_last, and with an allocator that keeps
+    large tensors.
 
     Args:
+        task: `train` is forward, loss, backward and optimiser; `infer` is forward in eval mode.
         variant: which FC-DenseNet.
-        size: height and width of the crops.
-        batch: crops per step.
-        rounds: timed steps of each contender, taken in turn.
+        size: height and width of the images. Default: 224 x 224 to train, 360 x 480 to infer.
+        batch: images per step. Default: 4 to train, 1 to infer.
+        rounds: timed steps of each contender.
         warmup: untimed steps before.
+        smp: architectures of segmentation_models_pytorch to add, such as [unet/resnet34].
         json: print JSON.
+
+    Raises:
+        ConfigError: an option is out of range.
     """
+    size = size or ((224, 224) if task == "train" else (360, 480))
+    batch = (4 if task == "train" else 1) if batch is None else batch
+    if batch < 1 or min(size) < 32 or rounds < 1 or warmup < 0:
+        raise ConfigError("--batch and --rounds must be at least 1, --warmup 0, and --size [32,32]")
+    ours = Contender(OURS, "tiramisu", variant, task, batch, size)
+    contenders = [
+        ours,
+        *(dataclasses.replace(ours, name=name, network=name) for name in [TEXTBOOK, *smp]),
+        dataclasses.replace(ours, name=UNTUNED, network="textbook", tuned=False),
+    ]
+    if task == "infer":
+        contenders.append(dataclasses.replace(ours, name=DOUBLE, size=(2 * size[0], size[1])))
+    with contextlib.ExitStack() as stack:
+        processes = {contender.name: stack.enter_context(Process(contender)) for contender in contenders}
+        seconds = race({name: process.step for name, process in processes.items()}, rounds, warmup)
+        memory = {name: process.peak_memory() for name, process in processes.items()}
+    timings = [
+        Timing(name, times, *relative(times, seconds[TEXTBOOK]), memory[name], memory[name] / memory[TEXTBOOK])
+        for name, times in seconds.items()
+    ]
     device = default_device()
-    images, target = _inputs(batch, size, device)
-    loss = SegmentationLoss(CamVid.labels).to(device)
-
-    def step_of(network: nn.Module) -> Callable[[], None]:
-        network.train()
-        optimizer = build_optimizer("rmsprop", network, 1e-3, 2e-4)
-
-        def step() -> None:
-            with _autocast(device):
-                value = loss(network(images), target)
-            value.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    title = f"FC-DenseNet{variant} training step, {batch} x {size[0]} x {size[1]}, {_precision_name(device)}"
-    _race(title, {name: step_of(network) for name, network in _networks(variant, device).items()}, rounds, warmup,
-          json)  # fmt: skip
-
-
-def infer(
-    variant: Literal[56, 67, 103] = 103,
-    size: tuple[int, int] = (360, 480),
-    batch: int = 1,
-    rounds: int = 9,
-    warmup: int = 2,
-    json: bool = False,
-) -> None:
-    """Time inference in eval mode, in the precision that suits the machine.
-
-    Args:
-        variant: which FC-DenseNet.
-        size: height and width of the images.
-        batch: images per step.
-        rounds: timed steps of each contender, taken in turn.
-        warmup: untimed steps before.
-        json: print JSON.
-    """
-    device = default_device()
-    images, _ = _inputs(batch, size, device)
-
-    def step_of(network: nn.Module) -> Callable[[], None]:
-        network.eval()
-
-        def step() -> None:
-            with torch.inference_mode(), _autocast(device):
-                network(images)
-
-        return step
-
-    title = f"FC-DenseNet{variant} inference, {batch} x {size[0]} x {size[1]}, {_precision_name(device)}"
-    _race(title, {name: step_of(network) for name, network in _networks(variant, device).items()}, rounds, warmup,
-          json)  # fmt: skip
-
-
-def _networks(variant: Literal[56, 67, 103], device: torch.device) -> dict[str, nn.Module]:
-    networks: dict[str, nn.Module] = {
-        OURS: FCDenseNet(variant=variant),
-        TEXTBOOK: TextbookFCDenseNet(variant=variant),
-    }
-    return {name: network.to(device).to(memory_format=torch.channels_last) for name, network in networks.items()}
-
-
-def _inputs(batch: int, size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    if batch < 1 or min(size) < 32:
-        raise ConfigError("--batch must be at least 1 and --size at least [32,32]")
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(batch, 3, *size, generator=generator)
-    target = torch.randint(0, len(CamVid.labels) + 1, (batch, *size), generator=generator)  # void among them
-    return images.to(device).contiguous(memory_format=torch.channels_last), target.to(device)
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    precision = default_precision(device)
-    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
-
-
-def _precision_name(device: torch.device) -> str:
-    return f"{str(default_precision(device)).removeprefix('torch.')}, channels_last, {device.type}"
-
-
-def _race(
-    title: str, contenders: dict[str, Callable[[], None]], rounds: int, warmup: int, as_json: bool
-) -> list[Timing]:
-    if rounds < 1:
-        raise ConfigError("--rounds must be at least 1")
-    timings = race(contenders, TEXTBOOK, rounds, warmup)
-    if as_json:
+    precision = str(default_precision(device)).removeprefix("torch.")
+    what = "training step" if task == "train" else "inference"
+    title = f"FC-DenseNet{variant} {what}, {batch} x {size[0]} x {size[1]}, {precision}, {device.type}"
+    if json:
         rows = [{**dataclasses.asdict(timing), "median": timing.median} for timing in timings]
         print(dumps({"title": title, "torch": torch.__version__, "baseline": TEXTBOOK, "timings": rows}, indent=2))
-    else:
-        print(f"{title}\n{format_timings(timings, TEXTBOOK)}")
-    return timings
+        return
+    print(f"{title}\n{format_timings(timings, TEXTBOOK)}")
+    if task == "infer":
+        ratio, (low, high) = relative(seconds[DOUBLE], seconds[OURS])
+        print(f"Twice the pixels take {ratio:.2f} ({low:.2f} to {high:.2f}) times as long.")
 
 
 @command("tiramisu.benchmark")
@@ -142,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     hide_library_noise()
     args = ["--json=true" if arg == "--json" else arg for arg in (sys.argv[1:] if args is None else args)]
-    run_function({"train": train, "infer": infer}, "tiramisu.benchmark", __doc__, args)
+    run_function(benchmark, "tiramisu.benchmark", __doc__, args, positional=True)
 
 
 if __name__ == "__main__":

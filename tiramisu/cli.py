@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonargparse
 
+from tiramisu.allocator import keep_large_tensors
 from tiramisu.errors import TiramisuError
 
 Main = Callable[..., None]
@@ -23,6 +24,8 @@ USAGE = 2
 def command(name: str) -> Callable[[Main], Main]:
     """Decorate a command's main: what a user can mend is reported in one line, without a traceback.
 
+    The process is also set up to reuse the memory of large tensors.
+
     Args:
         name: of the command, as the user typed it.
     """
@@ -30,6 +33,7 @@ def command(name: str) -> Callable[[Main], Main]:
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def wrapper(args: Sequence[str] | None = None) -> None:
+            keep_large_tensors()
             try:
                 main(args)
             except argparse.ArgumentError as error:
@@ -115,6 +119,8 @@ def hide_library_noise() -> None:
     """Silence what libraries say that is no use to the user of a command."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)  # advertisements, and devices that are not there
+    # Compiling for the CPU on a machine with CUDA's compiler, but without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",  # the worker count is chosen here, for reasons
         ".*LightningCLI's args parameter.*",

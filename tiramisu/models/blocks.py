@@ -93,6 +93,7 @@ class TransitionUp(nn.Module):
             3x3 convolution reduce the result to `in_channels`.
 
     Attributes:
+        upsampled_channels: channels of the output that come from below unmixed; the skip follows them (`transposed`).
         out_channels: channels of the output.
     """
 
@@ -102,17 +103,24 @@ class TransitionUp(nn.Module):
         self.conv: nn.Module
         if kind == "transposed":
             self.conv = nn.ConvTranspose2d(in_channels, in_channels, kernel_size=3, stride=2)
+            self.upsampled_channels = in_channels
             self.out_channels = in_channels + skip_channels
         else:
             self.conv = nn.Conv2d(in_channels + skip_channels, in_channels, kernel_size=3, padding=1)
+            self.upsampled_channels = 0
             self.out_channels = in_channels
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map x (B, in_channels, H // 2, W // 2) and skip (B, skip_channels, H, W) to (B, out_channels, H, W)."""
         height, width = skip.shape[-2:]
+        joined = torch.cat([self.upsample(x, height, width), skip], dim=1)
+        return joined if self.kind == "transposed" else self.conv(joined)
+
+    def upsample(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Bring x to the resolution of the skip connection."""
         if self.kind == "transposed":
-            return torch.cat([self.conv(x)[:, :, :height, :width], skip], dim=1)
-        return self.conv(torch.cat([F.interpolate(x, size=(height, width), mode="nearest"), skip], dim=1))
+            return self.conv(x)[:, :, :height, :width]
+        return F.interpolate(x, size=(height, width), mode="nearest")
 
 
 def initialize_he_uniform(module: nn.Module) -> None:

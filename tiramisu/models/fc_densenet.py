@@ -15,7 +15,10 @@ from tiramisu.models.blocks import (
     TransitionUpKind,
     initialize_he_uniform,
 )
+from tiramisu.models.fused import FusedDenseBlock, encode_decode, supports, wants_statistics
 from tiramisu.models.network import SegmentationNetwork
+
+BlockKind = Literal["auto", "reference", "fused"]
 
 
 class Variant(TypedDict):
@@ -54,6 +57,8 @@ class FCDenseNet(SegmentationNetwork):
         transition_up: kind of `TransitionUp`.
         mean: subtracted from the images, one value or one per channel; the paper's inputs are not normalised.
         std: the images are divided by it.
+        block: how the network is computed; parameters and results are the same. `fused` runs several times faster on
+            CPUs (`tiramisu.models.fused`), `reference` is the textbook's way, `auto` is `fused` on CPUs.
 
     Attributes:
         stage_channels: channels of the stack at the end of every stage (the m column of the paper's table 2): stem,
@@ -78,8 +83,10 @@ class FCDenseNet(SegmentationNetwork):
         transition_up: TransitionUpKind = "transposed",
         mean: float | Sequence[float] = 0.0,
         std: float | Sequence[float] = 1.0,
+        block: BlockKind = "auto",
     ) -> None:
         super().__init__(num_classes, in_channels, mean, std)
+        self.block = block
         defaults = VARIANTS[variant]
         layers = resolve_layers(
             defaults["layers_per_block"] if layers_per_block is None else layers_per_block, num_poolings
@@ -120,6 +127,10 @@ class FCDenseNet(SegmentationNetwork):
 
     def compute_logits(self, x: Tensor) -> Tensor:
         """Map normalised images (B, in_channels, H, W) to logits (B, num_classes, >= H, >= W)."""
+        if supports(self) and (self.block == "fused" or (self.block == "auto" and x.device.type == "cpu")):
+            down: Any = zip(self.down_blocks, self.transitions_down, strict=True)
+            up: Any = zip(self.transitions_up, self.up_blocks, strict=True)
+            return self.classifier(encode_decode(self.stem(x), down, self.bottleneck, up, wants_statistics(self)))
         stack = self.stem(x)
         skips = []
         for block, transition in zip(self.down_blocks, self.transitions_down, strict=True):
@@ -198,7 +209,7 @@ class DenseNetClassifier(nn.Module):
         for index, count in enumerate(layers_per_block):
             if index:
                 stages.append(TransitionDown(channels, dropout, transition_down))
-            stages.append(DenseBlock(channels, count, growth_rate, dropout))
+            stages.append(FusedDenseBlock(channels, count, growth_rate, dropout))
             channels += count * growth_rate
         self.features = nn.Sequential(*stages, nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS), nn.ReLU())
         self.classifier = nn.Linear(channels, num_classes)
