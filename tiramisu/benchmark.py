@@ -64,7 +64,9 @@ def benchmark(
         seconds = race({name: process.step for name, process in processes.items()}, rounds, warmup)
         memory = {name: process.peak_memory() for name, process in processes.items()}
     timings = [
-        Timing(name, times, *relative(times, seconds[TEXTBOOK]), memory[name], memory[name] / memory[TEXTBOOK])
+        Timing(
+            name, times, *relative(times, seconds[TEXTBOOK]), memory[name], memory[name] / max(memory[TEXTBOOK], 1.0)
+        )
         for name, times in seconds.items()
     ]
     device = default_device()

@@ -13,6 +13,7 @@ from torch import nn
 
 from tiramisu.allocator import keep_large_tensors
 from tiramisu.benchmarking.textbook import TextbookFCDenseNet
+from tiramisu.cli import hide_library_noise
 from tiramisu.data.camvid import CamVid
 from tiramisu.device import default_device, default_precision, peak_memory_mib
 from tiramisu.errors import TiramisuError
@@ -124,7 +125,8 @@ class Process:
 
     def _ask(self, question: str) -> float:
         try:
-            self.connection.send(question)
+            with suppress(OSError):  # it may have failed and gone, leaving its reason behind
+                self.connection.send(question)
             answer = self.connection.recv()
         except (EOFError, OSError):
             answer = "its process died, probably for want of memory: take a smaller --batch or --size"
@@ -134,6 +136,7 @@ class Process:
 
 
 def _serve(contender: Contender, connection: Connection) -> None:
+    hide_library_noise()
     if contender.tuned:
         keep_large_tensors()
     try:

@@ -474,10 +474,10 @@ def encode_decode(
         x = transition_down(transition, features)
     stack = Stack(bottleneck, x, wanted)
     features, new = extend(bottleneck, [place(x, stack, 0)], stack)
-    for transition, block in up:
+    for climb, block in up:
         skip = skips.pop()
         stack = Stack(block, skip.tensor, wanted)
-        features, new = extend(block, transition_up(transition, new, skip, stack), stack)
+        features, new = extend(block, transition_up(climb, new, skip, stack), stack)
     return features.tensor
 
 

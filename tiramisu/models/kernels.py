@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack, to_dlpack
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Kernel:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.compiled = torch.compile(function, dynamic=True, fullgraph=True)
+        self.compiled = torch.compile(function, dynamic=True, fullgraph=True, options={"cpp.vec_isa_ok": True})
         self.compiled_for: set[tuple[Any, ...]] = set()
 
     def __call__(self, *tensors: Tensor) -> Any:
