@@ -54,7 +54,7 @@ class Kernel:
         except Exception as error:  # no compiler, a broken one, a full disk: every kind has its own exception
             Kernel.compiler_works = False
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            logger.warning("no C++ compiler that works (%s): FC-DenseNet runs slower here", reason[0])
+            logger.warning("no C++ compiler that works (%s): FC-DenseNet runs slower, as in the textbook", reason[0])
             return False
         self.compiled_for.add(layouts)
         return True
