@@ -308,3 +308,15 @@ def test_fused_agrees_on_another_device(device) -> None:
     images = torch.rand(2, 3, 45, 64, dtype=torch.float64, device=device)
     for expected, found in zip(run(reference, images), run(fused, images), strict=True):
         torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_dropout_works_where_convolutions_change_the_layout() -> None:
+    block = FusedDenseBlock(6, 2, 16, 0.5)
+    with torch.backends.mkldnn.flags(enabled=False):
+        new = block(torch.randn(2, 6, 24, 24))[:, 6:]
+    assert (new == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_an_unknown_kind_of_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="auto, reference, fused"):
+        FCDenseNet(block="fuzed")

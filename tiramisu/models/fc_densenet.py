@@ -1,7 +1,7 @@
 """FC-DenseNet, "The One Hundred Layers Tiramisu" (Jégou et al., 2017), and a classifier from the same blocks."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,8 @@ class FCDenseNet(SegmentationNetwork):
         block: BlockKind = "auto",
     ) -> None:
         super().__init__(num_classes, in_channels, mean, std)
+        if block not in get_args(BlockKind):
+            raise ValueError(f"block must be one of {', '.join(get_args(BlockKind))}, got {block}")
         self.block = block
         defaults = VARIANTS[variant]
         layers = resolve_layers(

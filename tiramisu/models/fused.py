@@ -158,8 +158,9 @@ def update_running_statistics(norm: nn.BatchNorm2d, statistics: Statistics) -> N
     channels, count = norm.num_features, statistics.count
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got one for {channels} channels")
-    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return
+    assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     kind = norm.running_mean.dtype
@@ -218,7 +219,8 @@ def before_dropout(
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Convolve with the weights in the type of x."""
     bias = None if conv.bias is None else conv.bias.to(x.dtype)
-    return F.conv2d(x, conv.weight.to(x.dtype), bias, padding=cast(tuple[int, int], conv.padding))
+    y = F.conv2d(x, conv.weight.to(x.dtype), bias, padding=cast(tuple[int, int], conv.padding))
+    return y.contiguous(memory_format=torch.channels_last)  # not every backend keeps the layout
 
 
 def convolve_backward(
