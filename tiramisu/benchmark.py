@@ -61,6 +61,8 @@ def benchmark(
         contenders.append(dataclasses.replace(ours, name=DOUBLE, size=(2 * size[0], size[1])))
     with contextlib.ExitStack() as stack:
         processes = {contender.name: stack.enter_context(Process(contender)) for contender in contenders}
+        for process in processes.values():
+            process.wait()
         seconds = race({name: process.step for name, process in processes.items()}, rounds, warmup)
         memory = {name: process.peak_memory() for name, process in processes.items()}
     timings = [

@@ -115,6 +115,10 @@ class Process:
         self.process.join(timeout=10)
         self.process.terminate()
 
+    def wait(self) -> None:
+        """Wait until it is built, so that building disturbs no timing."""
+        self._receive()
+
     def step(self) -> float:
         """Run once; return the seconds it took."""
         return self._ask("step")
@@ -124,9 +128,12 @@ class Process:
         return self._ask("memory")
 
     def _ask(self, question: str) -> float:
+        with suppress(OSError):  # it may have failed and gone, leaving its reason behind
+            self.connection.send(question)
+        return self._receive()
+
+    def _receive(self) -> float:
         try:
-            with suppress(OSError):  # it may have failed and gone, leaving its reason behind
-                self.connection.send(question)
             answer = self.connection.recv()
         except (EOFError, OSError):
             answer = "its process died, probably for want of memory: take a smaller --batch or --size"
@@ -142,18 +149,19 @@ def _serve(contender: Contender, connection: Connection) -> None:
     try:
         imported = _memory()
         run = contender.prepare()
+        connection.send(0.0)
         while (question := connection.recv()) != "end":
             if question == "memory":
                 connection.send(_memory() - imported)
                 continue
             started = time.perf_counter()
             run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
             connection.send(time.perf_counter() - started)
     except (EOFError, KeyboardInterrupt):
         return
-    except Exception as error:
+    except Exception as error:  # whatever it is, the parent reports it
         reason = str(error).strip().splitlines() or [type(error).__name__]
         connection.send(reason[0])
 

@@ -60,6 +60,7 @@ class FCDenseNet(SegmentationNetwork):
         std: the images are divided by it.
         block: how the network is computed; parameters and results are the same. `fused` is faster and smaller on CPUs
             (`tiramisu.models.fused`), `reference` is the textbook's way, `auto` is `fused` on CPUs with a C++ compiler.
+            Fused there are no second derivatives, and dropout draws its masks in another way.
 
     Attributes:
         stage_channels: channels of the stack at the end of every stage (the m column of the paper's table 2): stem,
@@ -131,7 +132,8 @@ class FCDenseNet(SegmentationNetwork):
     def compute_logits(self, x: Tensor) -> Tensor:
         """Map normalised images (B, in_channels, H, W) to logits (B, num_classes, >= H, >= W)."""
         suits = x.device.type == "cpu" and Kernel.compiler_works
-        if (self.block == "fused" or (self.block == "auto" and suits)) and supports(self):
+        paths = (self.down_blocks, self.transitions_down, self.bottleneck, self.transitions_up, self.up_blocks)
+        if (self.block == "fused" or (self.block == "auto" and suits)) and supports(*paths):
             down: Any = zip(self.down_blocks, self.transitions_down, strict=True)
             up: Any = zip(self.transitions_up, self.up_blocks, strict=True)
             return self.classifier(encode_decode(self.stem(x), down, self.bottleneck, up, wants_statistics(self)))

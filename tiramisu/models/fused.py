@@ -24,18 +24,6 @@ from torch.autograd.function import once_differentiable
 from tiramisu.models import kernels
 from tiramisu.models.blocks import DenseBlock, DenseLayer, TransitionDown, TransitionUp
 
-PLAIN = (
-    nn.ModuleList,
-    nn.Sequential,
-    DenseLayer,
-    nn.BatchNorm2d,
-    nn.ReLU,
-    nn.Conv2d,
-    nn.Dropout,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-)
-
 
 class Features(NamedTuple):
     """Some channels of a stack and their statistics.
@@ -160,9 +148,12 @@ def update_running_statistics(norm: nn.BatchNorm2d, statistics: Statistics) -> N
         raise ValueError(f"Expected more than 1 value per channel when training, got one for {channels} channels")
     if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    tracked = norm.num_batches_tracked
+    if tracked is not None:
+        tracked.add_(1)
+    momentum = norm.momentum
+    if momentum is None:  # a plain average over all batches
+        momentum = 0.0 if tracked is None else 1 / float(tracked)
     kind = norm.running_mean.dtype
     norm.running_mean.lerp_(statistics.mean[:channels].to(kind), momentum)
     norm.running_var.lerp_((statistics.variance[:channels] * (count / (count - 1))).to(kind), momentum)
@@ -174,9 +165,10 @@ class Dropout:
     def __init__(self, module: nn.Module | None, like: Tensor) -> None:
         probability = module.p if isinstance(module, nn.Dropout) and module.training else 0.0
         self.active = probability > 0
-        self.noise = kernels.draw_noise(probability) if self.active else torch.zeros(2, dtype=torch.int32)
+        noise = kernels.draw_noise(probability) if self.active else torch.zeros(2, dtype=torch.int32)
         factor = 1 / (1 - probability) if probability < 1 else 0.0
-        self.factor = torch.tensor(factor, dtype=kernels.accumulator(like.dtype))
+        self.noise = noise.to(like.device)
+        self.factor = torch.tensor(factor, dtype=kernels.accumulator(like.dtype), device=like.device)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -424,7 +416,12 @@ def extend(block: DenseBlock, inputs: Sequence[Features], stack: Stack) -> tuple
     Returns:
         All its features (B, in_channels + new_channels, H, W), and the tensor of the new ones alone.
     """
-    parameters = [parameter for layer in block.layers for parameter in layer.parameters()]
+    layers = cast(Sequence[DenseLayer], block.layers)
+    parameters = [
+        parameter
+        for layer in layers
+        for parameter in (layer.norm.weight, layer.norm.bias, layer.conv.weight, layer.conv.bias)
+    ]
     tensors, means, variances = zip(*inputs, strict=True)
     full, new, mean, variance = _DenseBlock.apply(block, stack, len(inputs), *tensors, *means, *variances, *parameters)
     return Features(full, mean, variance), new
@@ -486,13 +483,18 @@ def encode_decode(
 class FusedDenseBlock(DenseBlock):
     """A `DenseBlock` of the same parameters and results that is faster and smaller on a CPU; elsewhere the same.
 
-    There are no second derivatives.
+    On the CPU there are no second derivatives, and the output must not be changed in place.
+
+    Raises:
+        ValueError: the input does not have `in_channels` channels.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the full stack (B, in_channels + new_channels, H, W), in the type of the convolutions."""
-        if x.device.type != "cpu" or not kernels.Kernel.compiler_works or not supports(self):
+        if x.device.type != "cpu" or not kernels.Kernel.compiler_works or not supports(self.layers):
             return super().forward(x)
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"expected {self.in_channels} channels, got {x.shape[1]}")
         x = x.to(compute_type(x))
         stack = Stack(self, x, wants_statistics(self))
         return extend(self, [place(x, stack, 0)], stack)[0].tensor
@@ -501,7 +503,9 @@ class FusedDenseBlock(DenseBlock):
 def compute_type(x: Tensor) -> torch.dtype:
     """Return the type in which autocast, or else the input, wants convolutions done."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x.dtype  # autocast leaves float64 alone
+    return torch.get_autocast_dtype(device)
 
 
 def wants_statistics(module: nn.Module) -> bool:
@@ -509,23 +513,33 @@ def wants_statistics(module: nn.Module) -> bool:
     return any(uses_batch_statistics(child) for child in module.modules() if isinstance(child, nn.BatchNorm2d))
 
 
-def supports(module: nn.Module) -> bool:
-    """Tell whether the blocks of `module` can run fused.
+def supports(*modules: nn.Module) -> bool:
+    """Tell whether what `modules` compute can be computed fused instead of by calling them and their children.
 
-    They cannot while a compiler traces them, with layers of another kind in place of theirs (synchronised batch norm,
-    parametrised weights), and with hooks on the layers, which would not be called.
+    It cannot while something traces or transforms the computation (torch.compile, torch.jit, torch.func), with hooks,
+    which would not be called, and with other layers in place of theirs (synchronised batch norm, parametrised weights,
+    dilation).
     """
-    if torch.compiler.is_compiling():
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but untyped
+    if traced or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    parts = [
-        part for block in module.modules() if isinstance(block, DenseBlock | TransitionDown) for part in walk(block)
-    ]
-    return all(type(part) in PLAIN and not has_hooks(part) for part in parts)
+    return all(is_plain(part) and not has_hooks(part) for module in modules for part in module.modules())
 
 
-def walk(block: nn.Module) -> list[nn.Module]:
-    """Return the layers below a block."""
-    return [part for part in block.modules() if part is not block]
+def is_plain(module: nn.Module) -> bool:
+    """Tell whether a module is one that the blocks are made of, with the options that they give it."""
+    if type(module) is nn.BatchNorm2d:
+        return module.affine
+    if type(module) in (nn.Conv2d, nn.ConvTranspose2d):
+        assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+        transposed = isinstance(module, nn.ConvTranspose2d)
+        return (
+            module.bias is not None
+            and (module.groups, module.dilation, module.padding_mode) == (1, (1, 1), "zeros")
+            and not isinstance(module.padding, str)
+            and (module.padding == module.output_padding == (0, 0) if transposed else module.stride == (1, 1))
+        )
+    return type(module) in PLAIN
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -533,3 +547,9 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+PLAIN = (
+    *(DenseBlock, DenseLayer, TransitionDown, TransitionUp),
+    *(nn.ModuleList, nn.Sequential, nn.ReLU, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d),
+)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, but untyped
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Kernel:
         if features.numel() < EAGER_BELOW or 1 in features.shape or not Kernel.compiler_works:
             return self.function(*tensors)
         with torch.inference_mode(False), torch.no_grad():
-            layouts = (features.dtype, *(gaps(tensor) for tensor in tensors if tensor.ndim > 1))
+            layouts = tuple((tensor.dtype, gaps(tensor)) for tensor in tensors)
             if layouts not in self.compiled_for and not self._compile(tensors, layouts):
                 return self.function(*tensors)
             return self.compiled(*map(bare, tensors))
@@ -78,7 +78,7 @@ def example(x: Tensor, gap: int) -> Tensor:
     for size, skips in zip(reversed(shape[1:]), reversed(gaps(x)), strict=True):
         strides.insert(0, size * strides[0] + (gap if skips else 0))
     extent = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    return torch.zeros(extent, dtype=x.dtype).as_strided(shape, strides)
+    return torch.zeros(extent, dtype=x.dtype, device=x.device).as_strided(shape, strides)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -111,9 +111,9 @@ def keep_mask(shape: Sequence[int], noise: Tensor) -> Tensor:
         shape: of the tensor.
         noise: int32 [seed, threshold] from `draw_noise`; a threshold of 0 keeps everything.
     """
-    position = torch.zeros((), dtype=torch.int32)
+    position = torch.zeros((), dtype=torch.int32, device=noise.device)
     for size in shape:
-        position = position[..., None] * size + torch.arange(size, dtype=torch.int32)
+        position = position[..., None] * size + torch.arange(size, dtype=torch.int32, device=noise.device)
     hashed = position * HASH_FACTORS[0] + noise[0]
     hashed = (hashed ^ ((hashed >> 16) & 0xFFFF)) * HASH_FACTORS[1]  # & makes the shift of a signed number logical
     hashed = (hashed ^ ((hashed >> 13) & 0x7FFFF)) * HASH_FACTORS[2]
@@ -178,8 +178,8 @@ def pool(y: Tensor, noise: Tensor, factor: Tensor, out: Tensor, winner: Tensor) 
         winner: (R, W, C) uint8, filled with which of the four it was (row-major), 4 if that was dropped.
     """
     mask = keep_mask(y.shape, noise)
-    best = torch.full((), -torch.inf, dtype=factor.dtype)
-    which = torch.zeros((), dtype=torch.float32)  # integers would not be vectorised
+    best = torch.full((), -torch.inf, dtype=factor.dtype, device=y.device)
+    which = torch.zeros((), dtype=torch.float32, device=y.device)  # integers would not be vectorised
     for tap in range(4):
         row, column = divmod(tap, 2)
         kept = mask[:, row, :, column]
@@ -194,6 +194,6 @@ def pool(y: Tensor, noise: Tensor, factor: Tensor, out: Tensor, winner: Tensor) 
 @Kernel
 def unpool(grad: Tensor, winner: Tensor, factor: Tensor, out: Tensor) -> None:
     """Write the gradient of `pool` with respect to y to `out` (R, 2, W, 2, C)."""
-    taps = torch.arange(4, dtype=torch.int32).to(torch.float32).view(2, 1, 2, 1)
+    taps = torch.arange(4, dtype=torch.int32, device=grad.device).to(torch.float32).view(2, 1, 2, 1)
     chosen = winner.to(torch.float32)[:, None, :, None, :] == taps
     out.copy_(torch.where(chosen, (grad * factor)[:, None, :, None, :], 0.0))
