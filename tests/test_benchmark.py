@@ -1,15 +1,27 @@
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
 from tiramisu.benchmark import main
+from tiramisu.benchmarking.contenders import Contender, Process
 from tiramisu.benchmarking.timing import race, relative
+from tiramisu.errors import TiramisuError
 
-TINY = ["--variant=56", "--size=[64,64]", "--batch=1", "--rounds=2", "--warmup=0"]
+README = (Path(__file__).parent.parent / "README.md").read_text()
+TINY = ["--size=[64,64]", "--batch=1", "--rounds=2", "--warmup=0"]
+
+
+def documented(task: str) -> list[str]:
+    """The arguments of the README's command, made fast."""
+    (line,) = re.findall(rf"^python -m tiramisu\.benchmark {task}.*$", README, re.MULTILINE)
+    return [*shlex.split(line)[3:], *TINY]
 
 
 def test_prints_every_contender_with_its_ratio_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["train", *TINY, "--smp=[unet/resnet18]", "--rounds=1"])
+    main([*documented("train"), "--smp=[unet/resnet18]"])
     table = capsys.readouterr().out.splitlines()
     assert "training step, 1 x 64 x 64" in table[0] and "ratio to textbook" in table[1] and "peak memory" in table[1]
     names = [line[:22].strip() for line in table[2:]]
@@ -17,11 +29,17 @@ def test_prints_every_contender_with_its_ratio_and_memory(capsys: pytest.Capture
 
 
 def test_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["infer", *TINY, "--json"])
+    main([*documented("infer"), "--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["timings"]}
-    assert len(rows["tiramisu"]["seconds"]) == 2
-    assert rows["textbook"]["ratio"] == 1.0
+    assert len(rows["tiramisu"]["seconds"]) == 2 and rows["tiramisu"]["memory"] > 0
+    assert rows["textbook"]["ratio"] == rows["textbook"]["memory_ratio"] == 1.0
     assert "tiramisu, twice the pixels" in rows
+
+
+def test_a_contender_that_fails_says_why() -> None:
+    contender = Contender("odd one", "nonsense/resnet18", 56, "infer", 1, (64, 64))
+    with Process(contender) as process, pytest.raises(TiramisuError, match="odd one: no such baseline"):
+        process.wait()
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -33,7 +51,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--rounds=0"], "--rounds"), (["--size=[16,64]"], "--size"), (["--smp=[nonsense/resnet18]"], "no such baseline")],
+    [(["--rounds=0"], "--rounds"), (["--size=[16,64]"], "--size"), (["--warmup=-1"], "--warmup")],
 )
 def test_mistakes_are_told_in_one_line(options, message, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import tiramisu.benchmark
 import tiramisu.evaluate
 import tiramisu.train
 
@@ -24,7 +23,6 @@ ONE_STEP = [
     "--data.workers=0",
 ]  # fmt: skip
 STREETS = ["--data.image_size=[64,64]", "--data.crop_size=32"]
-TINY_BENCHMARK = ["--size=[64,64]", "--batch=1", "--rounds=1", "--warmup=0"]
 
 
 def small(command: str, camvid: Path) -> list[str]:
@@ -34,15 +32,12 @@ def small(command: str, camvid: Path) -> list[str]:
         return []
     if ".train" in command:
         return [*ONE_STEP, *([] if "--resume" in command else data)]
-    if ".benchmark" in command:
-        return TINY_BENCHMARK
     return ["--workers=0"]
 
 
 MAINS: dict[str, Callable[[list[str]], None]] = {
     "tiramisu.train": tiramisu.train.main,
     "tiramisu.evaluate": tiramisu.evaluate.main,
-    "tiramisu.benchmark": tiramisu.benchmark.main,
 }
 
 
@@ -57,8 +52,8 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
     monkeypatch.chdir(tmp_path)  # the shipped configurations must be found from anywhere
     assert len(COMMANDS) >= 8
     for command in COMMANDS:
-        if ".download" in command:
-            continue  # test_download.py runs it, against a server on loopback
+        if ".download" in command or ".benchmark" in command:
+            continue  # test_download.py runs it, against a server on loopback; test_benchmark.py those
         try:
             run(command, shared_camvid_like)
         except SystemExit as ended:
