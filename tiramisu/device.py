@@ -5,12 +5,30 @@ from pathlib import Path
 
 import torch
 
+from tiramisu.errors import ConfigError
+
 
 def default_device() -> torch.device:
     """Return cuda, mps or cpu, the first there is."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of a name, or the best there is.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def fast_bf16(device: torch.device) -> bool:

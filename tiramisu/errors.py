@@ -19,3 +19,7 @@ class ConfigError(TiramisuError):
 
 class DivergedError(TiramisuError):
     """The training loss became NaN or infinite."""
+
+
+class ImageError(TiramisuError):
+    """An image or video cannot be decoded."""

@@ -115,22 +115,6 @@ def evaluate(
         print(f"\nReport: {output}")
 
 
-def choose_device(name: str | None) -> torch.device:
-    """Return the device of a name, or the best there is.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name is None:
-        return default_device()
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def write_report(
     result: Evaluation, source: Source, labels: LabelSet, settings: dict[str, object], output: Path
 ) -> None:

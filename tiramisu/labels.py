@@ -1,5 +1,6 @@
 """The classes of a data set: what the indices in a mask mean and how they are drawn."""
 
+import colorsys
 import dataclasses
 from typing import Any
 
@@ -50,3 +51,11 @@ class LabelSet:
             ignore_index=values["ignore_index"],
             ignore_color=tuple(values["ignore_color"]),
         )
+
+    @classmethod
+    def numbered(cls, count: int) -> "LabelSet":
+        """Return classes known by their number only, in colours far apart."""
+        hues = [(0.61803 * number) % 1 for number in range(count)]  # the golden ratio keeps neighbours apart
+        colors = [colorsys.hsv_to_rgb(hue, 0.65, 0.6 + 0.4 * (number % 2)) for number, hue in enumerate(hues)]
+        palette = tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors)
+        return cls(tuple(f"class {number}" for number in range(count)), palette, ignore_index=255)

@@ -1,4 +1,4 @@
-"""Measuring a network on a labelled set, with test-time augmentation and either kind of batch-norm statistics."""
+"""Measuring a network on a labelled set."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -6,60 +6,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tiramisu.data.transforms import Item
-from tiramisu.labels import LabelSet
+from tiramisu.inference.segmenter import Options, Segmenter, TestTimeAugmentation
 from tiramisu.metrics import Scores, confusion_matrix, scores_from_confusion
-from tiramisu.models.network import MIN_SIZE
 
-TestTimeAugmentation = Literal["none", "flip", "multiscale"]
 BatchNormMode = Literal["running", "batch"]
-
-SCALES: dict[TestTimeAugmentation, tuple[float, ...]] = {
-    "none": (1.0,),
-    "flip": (1.0,),
-    "multiscale": (0.75, 1.0, 1.25),
-}
-
-
-def images_to_float(images: Tensor) -> Tensor:
-    """Turn uint8 images into the networks' input: float32, 0 to 1, same shape."""
-    return images.float().div_(255)
-
-
-def predict_probabilities(network: nn.Module, images: Tensor, tta: TestTimeAugmentation = "none") -> Tensor:
-    """Return class probabilities, averaged over the augmented views.
-
-    Args:
-        network: maps images to logits of the same size.
-        images: float (B, C, H, W), 0 to 1.
-        tta: `none`; `flip` adds the mirrored image; `multiscale` does so at 0.75, 1 and 1.25 times the size.
-
-    Returns:
-        float32 (B, classes, H, W), summing to 1 over the classes.
-    """
-    size = images.shape[-2:]
-    total = None
-    views = 0
-    for scale in SCALES[tta]:
-        scaled = images
-        if scale != 1:
-            target = [max(MIN_SIZE, round(side * scale)) for side in size]
-            scaled = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
-        for flip in (False,) if tta == "none" else (False, True):
-            probabilities = network(scaled.flip(-1) if flip else scaled).float().softmax(1)
-            if flip:
-                probabilities = probabilities.flip(-1)
-            if scale != 1:
-                probabilities = F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
-            total = probabilities if total is None else total + probabilities
-            views += 1
-    assert total is not None
-    return total / views
 
 
 def use_batch_statistics(network: nn.Module) -> None:
@@ -91,13 +46,9 @@ class Evaluation:
     worst: list[ImageResult]
 
 
-@torch.inference_mode()
 def evaluate(
-    network: nn.Module,
+    segmenter: Segmenter,
     batches: Iterable[Item],
-    labels: LabelSet,
-    device: torch.device,
-    precision: torch.dtype = torch.float32,
     tta: TestTimeAugmentation = "none",
     keep_worst: int = 0,
     progress: Callable[[Iterable[Item]], Iterator[Item] | Iterable[Item]] = iter,
@@ -105,31 +56,26 @@ def evaluate(
     """Segment a labelled set and compare it with the truth, void excluded.
 
     Args:
-        network: in eval mode, on `device`.
+        segmenter: what is measured.
         batches: uint8 images (B, 3, H, W), masks (B, H, W) and positions (B,).
-        labels: the classes.
-        device: where to compute.
-        precision: float32, or the dtype of autocast.
-        tta: see `predict_probabilities`.
+        tta: test-time augmentation.
         keep_worst: how many of the images with the largest share of wrong pixels to keep.
         progress: wraps the batches, for a progress bar.
     """
-    matrix = confusion_matrix(labels).to(device)
+    labels = segmenter.labels
+    matrix = confusion_matrix(labels)
     worst: list[ImageResult] = []
     for images, masks, positions in progress(batches):
-        truth = masks.to(device)
-        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-            inputs = images_to_float(images.to(device)).contiguous(memory_format=torch.channels_last)
-            predictions = predict_probabilities(network, inputs, tta).argmax(1)
-        matrix.update(predictions, truth)
+        found = segmenter.batch(list(images.permute(0, 2, 3, 1).numpy()), Options(tta=tta))
+        predictions = torch.from_numpy(np.stack([each.mask for each in found])).long()
+        matrix.update(predictions, masks)
         if keep_worst:
-            scored = truth != labels.ignore_index
-            wrong = ((predictions != truth) & scored).sum((1, 2)) / scored.sum((1, 2)).clamp(min=1)
-            classes = predictions.byte().cpu().numpy()
+            scored = masks != labels.ignore_index
+            wrong = ((predictions != masks) & scored).sum((1, 2)) / scored.sum((1, 2)).clamp(min=1)
             worst += [
-                ImageResult(int(at), found, float(share))
-                for at, found, share in zip(positions, classes, wrong, strict=True)
+                ImageResult(int(at), each.mask, float(share))
+                for at, each, share in zip(positions, found, wrong, strict=True)
             ]
             worst = sorted(worst, key=lambda result: -result.error)[:keep_worst]
-    confusion = matrix.compute().cpu()
+    confusion = matrix.compute()
     return Evaluation(scores_from_confusion(confusion), confusion, worst)

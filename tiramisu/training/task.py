@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tiramisu.data.transforms import Item
 from tiramisu.errors import ConfigError, DivergedError
-from tiramisu.inference.evaluation import images_to_float
+from tiramisu.inference.torch_engine import images_to_float
 from tiramisu.labels import LabelSet
 from tiramisu.metrics import confusion_matrix, scores_from_confusion
 from tiramisu.models import FCDenseNet, SegmentationNetwork

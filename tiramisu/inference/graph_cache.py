@@ -1,0 +1,80 @@
+"""A cache of the graphs that OpenVINO and ONNX Runtime need, made from weights at first use."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from tiramisu import __version__
+from tiramisu.errors import WeightsError
+from tiramisu.files import atomic_folder
+from tiramisu.inference.engines import OPENVINO_GRAPH, WEIGHTS
+
+KEEP = 8  # graphs; each is as large as its weights
+
+
+def cached_graph(weights: Path, name: str) -> Path:
+    """Return a graph made from a folder of weights, from the cache where it is there.
+
+    Args:
+        weights: folder of weights.
+        name: file name of the graph, which tells its kind.
+
+    Raises:
+        WeightsError: the weights are missing or damaged.
+    """
+    cache = cache_folder()
+    folder = cache / fingerprint(weights, name)
+    if (folder / name).is_file():
+        os.utime(folder)
+        return folder / name
+    from tiramisu.inference.graphs import write_onnx, write_openvino
+    from tiramisu.models import load_network
+
+    kind = "OpenVINO" if name == OPENVINO_GRAPH else "ONNX Runtime"
+    print(f"Preparing the network for {kind}; this happens once.", file=sys.stderr)
+    network = load_network(weights)
+    write = write_openvino if name == OPENVINO_GRAPH else write_onnx
+    try:
+        with atomic_folder(folder) as staging:
+            write(network, staging / name)
+        prune(cache)
+    except OSError:  # no room, or a home that cannot be written
+        folder = Path(tempfile.mkdtemp(prefix="tiramisu-"))
+        write(network, folder / name)
+    return folder / name
+
+
+def cache_folder() -> Path:
+    """Return the folder of cached graphs: TIRAMISU_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("TIRAMISU_CACHE") or platformdirs.user_cache_path("tiramisu")) / "graphs"
+
+
+def fingerprint(weights: Path, name: str) -> str:
+    """Return what tells one graph from all others: weights, configuration, kind and versions.
+
+    Raises:
+        WeightsError: the weights are missing.
+    """
+    digest = hashlib.sha256(f"{__version__} {name} {importlib.metadata.version('torch')}".encode())
+    for file in (WEIGHTS, "config.json"):
+        try:
+            digest.update((weights / file).read_bytes())
+        except FileNotFoundError:
+            raise WeightsError(f"no weights in {weights}: it has no {file}; give a folder that training wrote, "
+                               f"such as runs/quickstart/version_0/model") from None  # fmt: skip
+    return digest.hexdigest()[:32]
+
+
+def prune(cache: Path) -> None:
+    """Remove all graphs but the last used ones."""
+    folders = [folder for folder in cache.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    with contextlib.suppress(OSError):  # another process may prune too
+        for folder in sorted(folders, key=lambda folder: -folder.stat().st_mtime)[KEEP:]:
+            shutil.rmtree(folder, ignore_errors=True)
