@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -14,21 +13,18 @@ from tiramisu.data.loading import DatasetName, build_loader, open_source
 from tiramisu.data.source import Source
 from tiramisu.data.streets import Streets
 from tiramisu.data.transforms import SegmentationDataset
-from tiramisu.device import default_device, default_precision
 from tiramisu.errors import ConfigError, WeightsError
 from tiramisu.files import atomic_path, write_json
-from tiramisu.inference.evaluation import (
-    BatchNormMode,
-    Evaluation,
-    TestTimeAugmentation,
-    use_batch_statistics,
-)
+from tiramisu.inference.engines import Engine, EngineName, Precision
+from tiramisu.inference.evaluation import BatchNormMode, Evaluation, use_batch_statistics
 from tiramisu.inference.evaluation import evaluate as evaluate_network
+from tiramisu.inference.segmenter import Segmenter, TestTimeAugmentation
+from tiramisu.inference.torch_engine import TorchEngine
 from tiramisu.labels import LabelSet
 from tiramisu.metrics import format_table
-from tiramisu.models import load_network
 from tiramisu.training.report import plot_confusion
 from tiramisu.visualize import comparison
+from tiramisu.weights import find_weights
 
 WORST_IMAGES = 5
 
@@ -51,28 +47,30 @@ class DataOptions:
 
 
 def evaluate(
-    weights: Path,
+    weights: str,
     data: DataOptions,
     tta: TestTimeAugmentation = "none",
     bn: BatchNormMode = "running",
     output: Path | None = None,
     batch_size: int = 1,
     workers: int | None = None,
-    device: str | None = None,
-    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    device: str = "auto",
+    precision: Precision = "auto",
+    engine: EngineName = "torch",
 ) -> None:
     """Print IoU per class, mIoU and global accuracy, pooled over the set, void excluded.
 
     Args:
-        weights: folder with model.safetensors and config.json.
+        weights: folder with model.safetensors and config.json, exported graph, or name of shipped weights.
         data: what to measure on.
         tta: test-time augmentation: `flip` adds mirrored images, `multiscale` also 0.75 and 1.25 times the size.
         bn: `running` uses the batch-norm statistics of training, `batch` those of the batch at hand, as the paper did.
         output: folder for evaluation.json, confusion_matrix.png and worst.png.
         batch_size: images per step; matters for `--bn batch`.
         workers: loader processes (default: what suits the machine).
-        device: cuda, mps or cpu (default: the best there is).
+        device: cuda, mps or cpu; `auto` is the first there is.
         precision: `auto` is bf16 where the hardware has it.
+        engine: what computes; exported graphs need their own (`auto`).
 
     Raises:
         WeightsError: the weights are missing, damaged, or have other classes than the data set.
@@ -82,37 +80,64 @@ def evaluate(
         raise ConfigError("--batch_size must be at least 1")
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written must be told before the work
-    network = load_network(weights)
-    dataset = data.dataset or network.protocol.get("dataset")
-    if dataset is None:
-        raise ConfigError("these weights do not say what they were trained on; give --data.dataset")
-    image_size = data.image_size
-    if dataset == "streets" and image_size is None and network.protocol.get("dataset") == "streets":
-        image_size = tuple(network.protocol.get("resolution", Streets.DEFAULT_SIZE))
-    source = open_source(dataset, data.root, data.split, image_size)
-    labels = source.labels
-    if network.labels is not None and network.labels.names != labels.names:
-        raise WeightsError(f"{weights} knows the classes {', '.join(network.labels.names)}, but {dataset} has "
-                           f"{', '.join(labels.names)}; choose another --data.dataset")  # fmt: skip
     if bn == "batch":
-        use_batch_statistics(network)
-    where = choose_device(device)
+        segmenter = Segmenter(batch_statistics_engine(find_weights(weights), engine, device, precision))
+    else:
+        segmenter = Segmenter.load(weights, device, engine, precision)
+    source = open_labelled(segmenter, weights, data)
+    labels = source.labels
     result = evaluate_network(
-        network.to(where).to(memory_format=torch.channels_last),
+        segmenter,
         build_loader(SegmentationDataset(source), batch_size, workers),
-        labels,
-        where,
-        {"auto": default_precision(where), "bf16": torch.bfloat16, "fp32": torch.float32}[precision],
         tta,
         keep_worst=WORST_IMAGES if output else 0,
-        progress=lambda batches: tqdm(batches, f"{dataset} {data.split}", unit="batch", mininterval=0.5),
+        progress=lambda batches: tqdm(batches, data.split, unit="batch", mininterval=0.5),
     )
     print(format_table([(data.split, result.scores)], labels))
     if output is not None:
-        settings = {"weights": str(weights), "dataset": dataset, "split": data.split, "images": len(source)}
-        settings |= {"tta": tta, "bn": bn}
+        settings = {"weights": weights, "dataset": data.dataset or segmenter.engine.card.protocol.get("dataset")}
+        settings |= {"split": data.split, "images": len(source), "tta": tta, "bn": bn}
+        settings |= {"engine": segmenter.engine.description}
         write_report(result, source, labels, settings, output)
         print(f"\nReport: {output}")
+
+
+def open_labelled(segmenter: Segmenter, weights: str | Path, data: DataOptions) -> Source:
+    """Open the data set that the options name, or else the one that the weights were trained on.
+
+    Raises:
+        ConfigError: neither names one.
+        DataError: it is missing or damaged.
+        WeightsError: it has other classes than the weights.
+    """
+    protocol = segmenter.engine.card.protocol
+    dataset = data.dataset or protocol.get("dataset")
+    if dataset is None:
+        raise ConfigError("these weights do not say what they were trained on; give --data.dataset")
+    image_size = data.image_size
+    if dataset == "streets" and image_size is None and protocol.get("dataset") == "streets":
+        image_size = tuple(protocol.get("resolution", Streets.DEFAULT_SIZE))
+    source = open_source(dataset, data.root, data.split, image_size)
+    known, wanted = segmenter.labels.names, source.labels.names
+    unnamed = known == LabelSet.numbered(len(known)).names  # weights that do not know what their classes are called
+    if known != wanted and not (unnamed and len(known) == len(wanted)):
+        raise WeightsError(f"{weights} knows the classes {', '.join(known)}, but {dataset} has "
+                           f"{', '.join(wanted)}; choose another --data.dataset")  # fmt: skip
+    return source
+
+
+def batch_statistics_engine(weights: Path, engine: EngineName, device: str, precision: Precision) -> Engine:
+    """Open weights so that batch normalisation uses the statistics of the batch at hand.
+
+    Raises:
+        ConfigError: the engine is not torch.
+        WeightsError: the weights are missing or damaged.
+    """
+    if engine not in ("auto", "torch"):
+        raise ConfigError("--bn batch needs --engine torch: exported graphs have their statistics built in")
+    opened = TorchEngine.open(weights, device, precision)
+    use_batch_statistics(opened.network)
+    return opened
 
 
 def write_report(

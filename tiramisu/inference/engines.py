@@ -59,7 +59,7 @@ class Card:
             values = json.loads(text)
             return cls(**{**values, "labels": LabelSet.from_dict(values["labels"])})
         except (ValueError, TypeError, KeyError) as error:
-            raise WeightsError(f"{source} was not exported by tiramisu: it does not say what its classes are") from error
+            raise WeightsError(f"{source} was not exported by tiramisu: it does not name its classes") from error
 
 
 class Engine(Protocol):
@@ -174,5 +174,3 @@ def _cached_graph(weights: Path, name: str) -> Path:
     from tiramisu.inference.graph_cache import cached_graph
 
     return cached_graph(weights, name)
-
-

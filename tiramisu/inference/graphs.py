@@ -1,7 +1,6 @@
 """Networks as graphs for OpenVINO and ONNX Runtime: uint8 images in, logits out, the classes' names inside."""
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from tiramisu.errors import ConfigError
 from tiramisu.inference.engines import GRAPH_KEY, Card, UInt8Array, is_installed
+from tiramisu.inference.openvino_engine import import_openvino
 from tiramisu.inference.torch_engine import images_to_float, network_card
 from tiramisu.models import SegmentationNetwork
 
@@ -41,9 +41,7 @@ def write_openvino(network: SegmentationNetwork, path: Path) -> None:
         network: on the CPU; it is put into eval mode.
         path: of the .xml file; the .bin lies beside it.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # no usage statistics are sent
-    import openvino as ov
-
+    ov = import_openvino()
     card = network_card(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, but four times as fast as torch.export here
@@ -80,7 +78,7 @@ def write_onnx(network: SegmentationNetwork, path: Path) -> None:
     card = network_card(network)
     axes = {0: "batch", 1: "height", 2: "width"}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the newer exporter takes half a minute for FC-DenseNet103, this one three seconds
+        warnings.simplefilter("ignore")  # for FC-DenseNet103 the newer exporter takes half a minute, this one seconds
         torch.onnx.export(
             Uint8Network(network.eval()).requires_grad_(False),
             (example(card),),
@@ -109,9 +107,8 @@ def write_int8(graph: Path, images: Iterable[UInt8Array], path: Path) -> None:
     """
     if not is_installed("nncf"):
         raise ConfigError("int8 needs a package that is not installed: pip install 'tiramisu[export]'")
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # no usage statistics are sent
+    ov = import_openvino()
     import nncf
-    import openvino as ov
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     calibration = list(images)

@@ -22,10 +22,12 @@ FORMATS = tuple(
     for name in ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "SGI", "TIFF", "WEBP")
     if name in Image.OPEN  # Pillow may be built without some
 )
-SUFFIXES = frozenset(
-    ".avif .bmp .dib .gif .jpg .jpeg .jpe .jfif .jp2 .j2k .jpx .mpo .pcx .png .apng .pbm .pgm .ppm .pnm .sgi .rgb "
-    ".tif .tiff .webp".split()
-)
+# fmt: off
+SUFFIXES = frozenset((
+    ".avif", ".bmp", ".dib", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".mpo", ".pcx", ".png",
+    ".apng", ".pbm", ".pgm", ".ppm", ".pnm", ".sgi", ".rgb", ".tif", ".tiff", ".webp",
+))
+# fmt: on
 STRIP_ROWS = 1024
 Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, at every open, and may be set by the user
 
@@ -77,7 +79,8 @@ def decode_image(
     except OSError as error:
         raise ImageError(f"{name}: {error.strerror or error}") from error
     except Exception as error:  # decoders fed with hostile bytes raise nearly anything
-        raise ImageError(f"{name}: damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise ImageError(f"{name}: damaged ({reason[0]})") from error
     notes = [note] if note else []
     if pages > 1:
         notes.insert(0, f"first of {pages} pages")
@@ -110,9 +113,8 @@ def _file(source: Path | bytes) -> Path | io.BytesIO:
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
-        raise ImageError(
-            f"{image.width} x {image.height} pixels are more than the limit of {max_pixels:,}; raise it to read this file"
-        )
+        size = f"{image.width} x {image.height}"
+        raise ImageError(f"{size} pixels are more than the limit of {max_pixels:,}; raise the limit to read it")
     if not image.width or not image.height:
         raise ImageError("it has no pixels")
 
@@ -150,9 +152,9 @@ def _to_rgb(image: Image.Image) -> tuple[UInt8Array, str]:
 
 def _span(low: float, high: float, mode: str) -> tuple[tuple[float, float], str]:
     """Return which values become black and white in an image of 32 bits, and a note where that is a guess."""
-    if mode == "I" and 0 <= low and high <= 65535:
+    if mode == "I" and low >= 0 and high <= 65535:
         return (0.0, 255.0 if high <= 255 else 65535.0), ""
-    if mode == "F" and 0 <= low and high <= 1:
+    if mode == "F" and low >= 0 and high <= 1:
         return (0.0, 1.0), ""
     if not np.isfinite([low, high]).all():
         raise ImageError("its values are not finite")

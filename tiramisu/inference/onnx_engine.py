@@ -46,4 +46,4 @@ class OnnxEngine:
 
     def sample(self, images: UInt8Array, passes: int) -> Iterator[FloatArray]:
         """See `Engine`: there is no dropout in a graph."""
-        raise ConfigError("mc-dropout needs dropout, which exported graphs do not have; take weights and --engine torch")
+        raise ConfigError("mc-dropout needs dropout, which graphs do not have; take --engine torch")

@@ -4,17 +4,22 @@ import queue
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tiramisu.errors import ConfigError, WeightsError
 from tiramisu.inference.engines import GRAPH_KEY, Card, FloatArray, Precision, UInt8Array
 
-# No usage statistics are sent: without this package, OpenVINO and NNCF do nothing instead.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes its import fail
-import openvino as ov
-
 PRECISIONS = {"bf16": "bf16", "fp32": "f32"}
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO without its usage statistics: where their package cannot be imported, nothing is sent."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes its import fail
+    import openvino
+
+    return openvino
 
 
 class OpenVinoEngine:
@@ -29,13 +34,15 @@ class OpenVinoEngine:
     """
 
     def __init__(self, graph: Path, precision: Precision = "auto") -> None:
+        ov = import_openvino()
         core = ov.Core()
         try:
             model = core.read_model(graph)
             if not model.has_rt_info([GRAPH_KEY]):
-                raise WeightsError(f"{graph} was not exported by tiramisu: it does not say what its classes are")
+                raise WeightsError(f"{graph} was not exported by tiramisu: it does not name its classes")
             self.card = Card.from_json(str(model.get_rt_info([GRAPH_KEY]).astype(str)), graph)
-            config = {"PERFORMANCE_HINT": "LATENCY"}  # one image on all cores is as fast as several on some, in less memory
+            # One image on all cores is as fast as several on some of them, in less memory.
+            config = {"PERFORMANCE_HINT": "LATENCY"}
             if precision != "auto":
                 config["INFERENCE_PRECISION_HINT"] = PRECISIONS[precision]
             self.compiled = core.compile_model(model, "CPU", config)
@@ -43,20 +50,22 @@ class OpenVinoEngine:
             reason = str(error).strip().splitlines()[-1]
             raise WeightsError(f"{graph} cannot be opened by OpenVINO ({reason}); export it again") from error
         used = self.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        int8 = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
-        self.description = f"OpenVINO, cpu, {'int8 and ' if int8 else ''}{used.replace('f32', 'float32').replace('bf16', 'bfloat16')}"
-        self.requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
+        quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
+        kinds = ["int8"] * quantized + [{"f32": "float32"}.get(used, used)]
+        self.description = f"OpenVINO, cpu, {' and '.join(kinds)}"
+        self.tensor = ov.Tensor
+        self.requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.requests.put(self.compiled.create_infer_request())  # one: it takes all cores anyway
 
     def logits(self, images: UInt8Array) -> FloatArray:
         """See `Engine`."""
         request = self.requests.get()
         try:
-            request.infer({0: ov.Tensor(np.ascontiguousarray(images))})
+            request.infer({0: self.tensor(np.ascontiguousarray(images))})
             return np.array(request.get_output_tensor(0).data, np.float32)
         finally:
             self.requests.put(request)
 
     def sample(self, images: UInt8Array, passes: int) -> Iterator[FloatArray]:
         """See `Engine`: there is no dropout in a graph."""
-        raise ConfigError("mc-dropout needs dropout, which exported graphs do not have; take weights and --engine torch")
+        raise ConfigError("mc-dropout needs dropout, which graphs do not have; take --engine torch")

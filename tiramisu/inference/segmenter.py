@@ -156,7 +156,8 @@ class Segmenter:
                 results |= {position: self._segment_tiles(images[position], options) for position in positions}
                 continue
             maps = self._maps(np.stack([images[position] for position in positions]), options)
-            results |= {position: self._finish(values, options) for position, values in zip(positions, maps, strict=True)}
+            for position, values in zip(positions, maps, strict=True):
+                results[position] = self._finish(values, options)
         return [results[position] for position in range(len(images))]
 
     def _segment_tiles(self, image: UInt8Array, options: Options) -> Segmentation:
@@ -195,7 +196,8 @@ class Segmenter:
         """
         if options.only_mask:
             return self._logits(images)
-        total = spread = np.float32(0)
+        total: NDArray[np.floating] = np.zeros((), np.float32)
+        spread: NDArray[np.floating] = np.zeros((), np.float32)
         views = 0
         for probabilities in self._views(images, options):
             total = total + probabilities
@@ -203,8 +205,8 @@ class Segmenter:
                 spread = spread + np.stack([entropy(each) for each in probabilities])
             views += 1
         if options.uncertainty == "mc-dropout":
-            total = np.concatenate([total, np.asarray(spread)[:, None]], axis=1)
-        return np.asarray(total / np.float32(views))
+            total = np.concatenate([total, spread[:, None]], axis=1)
+        return np.asarray(total / views, np.float32)
 
     def _views(self, images: UInt8Array, options: Options) -> Iterator[FloatArray]:
         """Yield class probabilities (B, classes, H, W) of every view and pass."""

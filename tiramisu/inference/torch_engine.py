@@ -30,7 +30,7 @@ def network_card(network: SegmentationNetwork) -> Card:
         WeightsError: it does not take RGB images.
     """
     if network.in_channels != 3:
-        raise WeightsError(f"these weights take images of {network.in_channels} channels; only RGB can be segmented here")
+        raise WeightsError(f"these weights take images of {network.in_channels} channels; only RGB is segmented here")
     labels = network.labels or LabelSet.numbered(network.num_classes)
     return Card(labels, network.grid_size, network.grid_size, network.protocol)
 
