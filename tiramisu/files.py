@@ -4,19 +4,27 @@ import contextlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success it replaces `path`, on failure it is removed.
+def atomic_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary name; on success it replaces `path`, on failure it is removed.
 
     The temporary name keeps the suffix, so that writers which choose the format by it still work.
+
+    Args:
+        path: of the file to write.
+        scratch: folder of the temporary name, on the same file system; default: beside `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    if scratch is None:
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    else:
+        temporary = scratch / f"{uuid.uuid4().hex}{path.suffix}"
     try:
         yield temporary
         with temporary.open("rb") as file:

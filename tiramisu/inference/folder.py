@@ -1,0 +1,269 @@
+"""Segmenting many images: decoding, inference and writing beside each other, with nothing lost on the way."""
+
+import concurrent.futures
+import contextlib
+import errno
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tiramisu.errors import ImageError
+from tiramisu.inference.images import DEFAULT_MAX_PIXELS, DecodedImage, UInt8Array, count_pixels, decode_image
+from tiramisu.inference.inputs import Entry
+from tiramisu.inference.journal import Journal, Record
+from tiramisu.inference.outputs import VIDEOS, OutputFolder
+from tiramisu.inference.segmenter import Options, Segmentation, Segmenter
+from tiramisu.inference.video import segment_video
+
+AHEAD = 4  # images that are decoded ahead, and as many that are being written
+PIXELS_AHEAD = 64_000_000  # and no more than so many pixels of them, or one image
+WORKERS = 2
+# A file name that this file system does not take concerns one image; any other error of writing concerns all.
+OF_ONE_FILE = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+
+
+class Progress(NamedTuple):
+    """What became of one entry: `done`, `skipped` (it was done before) or `failed`, and why."""
+
+    entry: Entry
+    state: str
+    reason: str = ""
+
+
+class Stop:
+    """Ends work between two images on SIGINT or SIGTERM. Use as a context manager, in the main thread."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> "Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt  # asked twice: at once
+        self.signal = number
+
+    def __bool__(self) -> bool:
+        return bool(self.signal)
+
+
+class _Decoded(NamedTuple):
+    entry: Entry
+    stamp: str
+    image: DecodedImage | None
+    reason: str = ""
+
+
+class _Pending(NamedTuple):
+    """A future, with the entry and the pixels that it holds."""
+
+    entry: Entry
+    pixels: int
+    future: concurrent.futures.Future[Any]
+
+
+class FolderRun:
+    """Segments entries into an output folder.
+
+    Args:
+        segmenter: what segments.
+        output: where to.
+        journal: of the output folder.
+        options: of the segmenter.
+        batch_size: images of the same size that are computed together.
+        max_pixels: of an image.
+        stopped: asked between two images.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        output: OutputFolder,
+        journal: Journal,
+        options: Options,
+        batch_size: int = 1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.segmenter, self.output, self.journal, self.options = segmenter, output, journal, options
+        self.batch_size, self.max_pixels, self.stopped = batch_size, max_pixels, stopped
+        self.seconds = 0.0  # of inference alone
+
+    def run(self, entries: Iterable[Entry]) -> Iterator[Progress]:
+        """Segment, and yield what became of each entry, those in flight when stopped included.
+
+        Raises:
+            OSError: the output cannot be written, such as a full disk; what was written before stays consistent.
+        """
+        with (
+            concurrent.futures.ThreadPoolExecutor(WORKERS, "decode") as decoders,
+            concurrent.futures.ThreadPoolExecutor(WORKERS, "write") as writers,
+        ):
+            writing: deque[_Pending] = deque()
+            try:
+                for item in self._batches(self._decoded(entries, decoders)):
+                    if isinstance(item, Progress):
+                        yield item
+                        continue
+                    for decoded, result in zip(item, self._segment(item), strict=True):
+                        if isinstance(result, str):
+                            yield self._fail(decoded.entry, decoded.stamp, result)
+                        else:
+                            future = writers.submit(self._write, decoded, result)
+                            writing.append(_Pending(decoded.entry, result.mask.size, future))
+                    while writing and (is_full(writing) or writing[0].future.done()):
+                        yield self._written(writing.popleft())
+                while writing:
+                    yield self._written(writing.popleft())
+            finally:
+                decoders.shutdown(cancel_futures=True)
+                writers.shutdown(cancel_futures=True)
+
+    def _decoded(
+        self, entries: Iterable[Entry], decoders: concurrent.futures.ThreadPoolExecutor
+    ) -> Iterator[_Decoded | Progress]:
+        """Yield decoded images in order, and what needs no decoding, always a few ahead."""
+        waiting: deque[_Pending] = deque()
+        for entry in entries:
+            if self.stopped():
+                break
+            stamp = file_stamp(entry.path)
+            if self._is_done(entry, stamp):
+                yield Progress(entry, "skipped")
+            elif entry.is_video:
+                yield self._video(entry, stamp)
+            else:
+                pixels = min(count_pixels(entry.path), self.max_pixels)
+                while waiting and is_full(waiting, pixels):
+                    yield waiting.popleft().future.result()
+                waiting.append(_Pending(entry, pixels, decoders.submit(self._decode, entry, stamp)))
+        while waiting and not self.stopped():
+            yield waiting.popleft().future.result()
+
+    def _is_done(self, entry: Entry, stamp: str) -> bool:
+        there = self._video_path(entry).is_file() if entry.is_video else self.output.complete(entry.name)
+        return there and self.journal.finished(entry.name, stamp)
+
+    def _decode(self, entry: Entry, stamp: str) -> _Decoded:
+        try:
+            return _Decoded(entry, stamp, decode_image(entry.path, self.max_pixels))
+        except ImageError as error:
+            return _Decoded(entry, stamp, None, str(error))
+
+    def _batches(self, items: Iterable[_Decoded | Progress]) -> Iterator[list[_Decoded] | Progress]:
+        """Put neighbours of the same size together; failures pass through."""
+        batch: list[_Decoded] = []
+        for item in items:
+            if isinstance(item, Progress):
+                yield item
+                continue
+            if item.image is None:
+                yield self._fail(item.entry, item.stamp, item.reason)
+                continue
+            if batch and (batch[0].image is None or batch[0].image.pixels.shape != item.image.pixels.shape):
+                yield batch
+                batch = []
+            batch.append(item)
+            if len(batch) >= self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _segment(self, batch: list[_Decoded]) -> Sequence[Segmentation | str]:
+        """Return the result of each image, or why there is none."""
+        started = time.perf_counter()
+        try:
+            return self.segmenter.batch([item.image.pixels for item in batch if item.image], self.options)
+        except (RuntimeError, MemoryError) as error:  # an image too large for a GPU, for example
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return [f"{item.entry.path}: could not be segmented ({lines[0]})" for item in batch]
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def _write(self, decoded: _Decoded, result: Segmentation) -> Record:
+        entry, image = decoded.entry, decoded.image
+        assert image is not None
+        self.output.write(entry.name, entry.path, image.pixels, result)
+        height, width = result.mask.shape
+        return Record(
+            entry.name,
+            str(entry.path),
+            decoded.stamp,
+            note=image.note,
+            height=height,
+            width=width,
+            counts=count_classes(result.mask, len(self.output.labels)),
+            uncertainty=None if result.uncertainty is None else float(result.uncertainty.mean()),
+            segments=self.output.segments(result.mask),
+        )
+
+    def _written(self, pending: _Pending) -> Progress:
+        entry = pending.entry
+        try:
+            self.journal.write(pending.future.result())
+        except OSError as error:
+            if error.errno not in OF_ONE_FILE:
+                raise
+            return self._fail(entry, "", f"{entry.path}: its results cannot be written ({error.strerror})")
+        return Progress(entry, "done")
+
+    def _fail(self, entry: Entry, stamp: str, reason: str) -> Progress:
+        self.journal.write(Record(entry.name, str(entry.path), stamp, reason=reason))
+        return Progress(entry, "failed", reason)
+
+    def _video_path(self, entry: Entry) -> Path:
+        return self.output.root / VIDEOS / f"{entry.name}.mp4"
+
+    def _video(self, entry: Entry, stamp: str) -> Progress:
+        try:
+            result = segment_video(
+                self.segmenter,
+                entry.path,
+                self._video_path(entry),
+                self.output.scratch,
+                Options(tta=self.options.tta),
+                self.output.wanted.opacity,
+                self.max_pixels,
+                self.stopped,
+            )
+        except ImageError as error:
+            return self._fail(entry, stamp, str(error))
+        if result is None:
+            return Progress(entry, "stopped")
+        note = f"video of {result.frames} frames"
+        record = Record(entry.name, str(entry.path), stamp, note=note, width=result.width, counts=result.counts)
+        self.journal.write(record._replace(height=result.height * result.frames))
+        return Progress(entry, "done")
+
+
+def is_full(pending: Collection[_Pending], more: int = 0) -> bool:
+    """Tell whether so many images are decoded or being written that others must wait."""
+    return len(pending) >= AHEAD or sum(item.pixels for item in pending) + more > PIXELS_AHEAD
+
+
+def count_classes(mask: UInt8Array, classes: int) -> tuple[int, ...]:
+    """Return the pixels of each class in a mask."""
+    return tuple(int(count) for count in np.bincount(mask.ravel(), minlength=classes)[:classes])
+
+
+def file_stamp(path: Path) -> str:
+    """Return what changes when a file does: its size and the time of its last change; empty where there is none."""
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+    return ""

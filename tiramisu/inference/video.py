@@ -1,0 +1,151 @@
+"""Videos: the overlay as a video, and the areas of each frame as a table."""
+
+import contextlib
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tiramisu.errors import ImageError
+from tiramisu.files import atomic_path
+from tiramisu.inference.images import DEFAULT_MAX_PIXELS
+from tiramisu.inference.segmenter import Options, Segmenter
+from tiramisu.visualize import overlay
+
+FALLBACK_RATE = 25.0  # frames a second, where a file does not tell
+CODEC = "mp4v"  # every build of OpenCV has it
+
+
+class VideoResult(NamedTuple):
+    """Frames that were segmented, their height and width, and the pixels of each class in all of them."""
+
+    frames: int
+    height: int
+    width: int
+    counts: tuple[int, ...]
+
+
+def read_frames(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Iterator[NDArray[np.uint8]], float]:
+    """Return the frames of a video, uint8 (H, W, 3) RGB, and its frames a second.
+
+    Raises:
+        ImageError: it is no video, or its frames are too large.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        raise ImageError(f"{path}: not a video, or an empty one")
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    width, height = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    if not capture.isOpened() or width * height <= 0:
+        capture.release()
+        raise ImageError(f"{path}: not a video that can be read here")
+    if width * height > max_pixels:
+        capture.release()
+        raise ImageError(f"{path}: frames of {width} x {height} are more than the limit of {max_pixels:,} pixels")
+    rate = capture.get(cv2.CAP_PROP_FPS)
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        try:
+            while True:
+                found, frame = capture.read()
+                if not found:
+                    return
+                yield np.ascontiguousarray(frame[:, :, ::-1])
+        finally:
+            capture.release()
+
+    return frames(), rate if 0 < rate < 1000 else FALLBACK_RATE
+
+
+def segment_video(
+    segmenter: Segmenter,
+    path: Path,
+    output: Path,
+    scratch: Path | None = None,
+    options: Options | None = None,
+    opacity: float = 0.55,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    stopped: Callable[[], bool] = lambda: False,
+) -> VideoResult | None:
+    """Segment every frame of a video.
+
+    Args:
+        segmenter: for the frames.
+        path: of the video.
+        output: of the overlay video, .mp4; the areas go beside it, with the suffix .csv.
+        scratch: folder for half-written files.
+        options: for the frames.
+        opacity: of the overlay.
+        max_pixels: of a frame.
+        stopped: asked before every frame; where it says yes, nothing is written.
+
+    Returns:
+        None where it was stopped.
+
+    Raises:
+        ImageError: the video cannot be read.
+        OSError: the output cannot be written.
+    """
+    frames, rate = read_frames(path, max_pixels)
+    with contextlib.suppress(_StoppedError):
+        return _segment_frames(segmenter, path, frames, rate, output, scratch, options, opacity, stopped)
+    return None
+
+
+def _segment_frames(
+    segmenter: Segmenter,
+    path: Path,
+    frames: Iterator[NDArray[np.uint8]],
+    rate: float,
+    output: Path,
+    scratch: Path | None,
+    options: Options | None,
+    opacity: float,
+    stopped: Callable[[], bool],
+) -> VideoResult:
+    totals = np.zeros(len(segmenter.labels), np.int64)
+    count, size = 0, (0, 0)
+    with contextlib.ExitStack() as stack:
+        video = stack.enter_context(atomic_path(output, scratch))
+        table = stack.enter_context(atomic_path(output.with_suffix(".csv"), scratch))
+        file = stack.enter_context(table.open("w", newline="", encoding="utf-8"))
+        writer: cv2.VideoWriter | None = None
+        rows = csv.writer(file)
+        rows.writerow(["frame", "seconds", *segmenter.labels.names])
+        for count, frame in enumerate(frames, 1):
+            if stopped():
+                raise _StoppedError
+            if writer is None:
+                size = frame.shape[0], frame.shape[1]
+                writer = open_writer(video, rate, size)
+                stack.callback(writer.release)
+            result = segmenter(frame, options)
+            counts = np.bincount(result.mask.ravel(), minlength=len(totals))[: len(totals)]
+            totals += counts
+            rows.writerow(
+                [count - 1, f"{(count - 1) / rate:.3f}", *(f"{share:.6f}" for share in counts / counts.sum())]
+            )
+            writer.write(np.ascontiguousarray(overlay(frame, result.mask, segmenter.labels, opacity)[:, :, ::-1]))
+        if writer is None:
+            raise ImageError(f"{path}: a video without a frame that can be read")
+        writer.release()  # before the file is renamed
+    return VideoResult(count, *size, tuple(int(total) for total in totals))
+
+
+def open_writer(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
+    """Open a video file for frames of a height and width.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*CODEC), rate, (size[1], size[0]))
+    if not writer.isOpened():
+        raise OSError(f"cannot write a video of {size[1]} x {size[0]} pixels")
+    return writer
+
+
+class _StoppedError(Exception):
+    """Leaves the writing of a video, so that half of one does not appear."""
