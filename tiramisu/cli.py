@@ -86,6 +86,17 @@ def underscored(args: Sequence[str]) -> list[str]:
     return result
 
 
+def with_flags(args: Sequence[str], flags: dict[str, str]) -> list[str]:
+    """Let options be given without a value: each flag that no value follows gets the one given here."""
+    values = {"true", "false", *flags.values()}
+    result = []
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        name = arg.removeprefix("--")
+        bare = arg.startswith("--") and name in flags and following not in values | {"none", "png"}
+        result.append(f"{arg}={flags[name]}" if bare else arg)
+    return result
+
+
 def fail(name: str, error: Exception, code: int) -> None:
     """Print an error in one line and exit."""
     print(f"{name}: error: {one_line(error)}", file=sys.stderr)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tiramisu.errors import ConfigError, WeightsError
 from tiramisu.labels import LabelSet
+from tiramisu.weights import WEIGHTS_FILE
 
 UInt8Array = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
@@ -25,7 +26,7 @@ EngineName = Literal["auto", "torch", "openvino", "onnxruntime"]
 Precision = Literal["auto", "bf16", "fp32"]
 
 GRAPH_KEY = "tiramisu"  # under which exported graphs carry their card
-OPENVINO_GRAPH, ONNX_GRAPH, WEIGHTS = "model.xml", "model.onnx", "model.safetensors"
+OPENVINO_GRAPH, ONNX_GRAPH = "model.xml", "model.onnx"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ def find_graph(weights: Path) -> Path | None:
     """
     if weights.is_dir():
         graphs = [weights / name for name in (OPENVINO_GRAPH, ONNX_GRAPH) if (weights / name).is_file()]
-        if graphs and not (weights / WEIGHTS).is_file():
+        if graphs and not (weights / WEIGHTS_FILE).is_file():
             return graphs[0]
         return None
     if not weights.exists():

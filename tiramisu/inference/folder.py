@@ -57,7 +57,8 @@ class Stop:
             raise KeyboardInterrupt  # asked twice: at once
         self.signal = number
 
-    def __bool__(self) -> bool:
+    def asked(self) -> bool:
+        """Tell whether the end was asked for."""
         return bool(self.signal)
 
 

@@ -14,7 +14,8 @@ import platformdirs
 from tiramisu import __version__
 from tiramisu.errors import WeightsError
 from tiramisu.files import atomic_folder
-from tiramisu.inference.engines import OPENVINO_GRAPH, WEIGHTS
+from tiramisu.inference.engines import OPENVINO_GRAPH
+from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, content_hash
 
 KEEP = 8  # graphs; each is as large as its weights
 
@@ -62,14 +63,12 @@ def fingerprint(weights: Path, name: str) -> str:
     Raises:
         WeightsError: the weights are missing.
     """
-    digest = hashlib.sha256(f"{__version__} {name} {importlib.metadata.version('torch')}".encode())
-    for file in (WEIGHTS, "config.json"):
-        try:
-            digest.update((weights / file).read_bytes())
-        except FileNotFoundError:
+    for file in (WEIGHTS_FILE, CONFIG_FILE):
+        if not (weights / file).is_file():
             raise WeightsError(f"no weights in {weights}: it has no {file}; give a folder that training wrote, "
-                               f"such as runs/quickstart/version_0/model") from None  # fmt: skip
-    return digest.hexdigest()[:32]
+                               f"such as runs/quickstart/version_0/model")  # fmt: skip
+    versions = f"{__version__} {importlib.metadata.version('torch')}"
+    return hashlib.sha256(f"{content_hash(weights)} {name} {versions}".encode()).hexdigest()[:32]
 
 
 def prune(cache: Path) -> None:

@@ -65,13 +65,12 @@ class Journal:
             self._open()
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
-                raise ConfigError(
-                    f"another process is writing into {folder}; wait for it, or choose another --output"
-                ) from error
+                raise ConfigError(f"another process writes into {folder}; wait, or choose another --output") from error
             raise OSError(None, f"cannot use {self.path}: {error}") from error
         except sqlite3.DatabaseError:  # ruined, by a power failure perhaps: the images are done again
             self.close()
-            self.path.unlink()
+            for file in folder.glob(f"{FILE}*"):
+                file.unlink()
             self._open()
         if overwrite:
             self.connection.executescript("DELETE FROM settings; DELETE FROM records;")

@@ -18,9 +18,8 @@ from tiramisu import __version__
 from tiramisu.errors import WeightsError
 from tiramisu.files import atomic_folder
 from tiramisu.labels import LabelSet
+from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 MIN_SIZE = 32  # the five poolings of the paper leave one pixel of it
 
 MODEL_CARD = """\

@@ -16,9 +16,10 @@ from tiramisu.inference.torch_engine import images_to_float
 from tiramisu.labels import LabelSet
 from tiramisu.metrics import confusion_matrix, scores_from_confusion
 from tiramisu.models import FCDenseNet, SegmentationNetwork
-from tiramisu.models.network import WEIGHTS_FILE, load_weights_file
+from tiramisu.models.network import load_weights_file
 from tiramisu.training.losses import RegionLoss, SegmentationLoss
 from tiramisu.training.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule
+from tiramisu.weights import WEIGHTS_FILE
 
 
 class SegmentationTask(L.LightningModule):

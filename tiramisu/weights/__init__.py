@@ -1,9 +1,12 @@
 """Weights that come with tiramisu, and finding weights by name."""
 
+import hashlib
 from pathlib import Path
 
 from tiramisu.errors import WeightsError
 
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 SHIPPED = Path(__file__).parent
 DEFAULT_NAME = "camvid"
 
@@ -27,6 +30,26 @@ def find_weights(name: str | Path) -> Path:
     known = ", ".join(shipped_weights())
     remedy = f"shipped ones: {known}" if known else "python -m tiramisu.train makes some"
     raise WeightsError(f"no weights at {name}; give a folder that training wrote or an exported graph ({remedy})")
+
+
+def content_hash(path: Path) -> str:
+    """Return what tells the weights at a path from all others, wherever they lie: 12 hexadecimal digits.
+
+    Raises:
+        WeightsError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    names = ("model.xml", "model.bin", "model.onnx") if (path / "model.xml").is_file() else (WEIGHTS_FILE, CONFIG_FILE)
+    files = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]
+    if path.suffix == ".xml":
+        files.append(path.with_suffix(".bin"))
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except FileNotFoundError as error:
+            raise WeightsError(f"{file} is missing") from error
+    return digest.hexdigest()[:12]
 
 
 def default_weights(runs: Path = Path("runs")) -> Path:
