@@ -1,7 +1,10 @@
 """Segment images, folders and videos: ``python -m tiramisu.predict INPUT... --output DIR``."""
 
+import contextlib
 import dataclasses
 import datetime
+import errno
+import re
 import sys
 import time
 from collections import Counter
@@ -14,11 +17,11 @@ from tqdm import tqdm
 
 from tiramisu import __version__
 from tiramisu.cli import command, hide_library_noise, underscored, with_flags
-from tiramisu.errors import ConfigError
+from tiramisu.errors import ConfigError, TiramisuError
 from tiramisu.inference.engines import EngineName, Precision
 from tiramisu.inference.folder import FolderRun, Progress, Stop
 from tiramisu.inference.images import DEFAULT_MAX_PIXELS
-from tiramisu.inference.inputs import Entry, find_inputs
+from tiramisu.inference.inputs import find_inputs
 from tiramisu.inference.journal import Journal
 from tiramisu.inference.outputs import RESERVED, AnnotationKind, OutputFolder, OverlayKind, Wanted
 from tiramisu.inference.segmenter import PASSES, Options, Segmenter, TestTimeAugmentation, Uncertainty
@@ -95,8 +98,7 @@ def predict(inputs: Sequence[str], output: Path, settings: Settings) -> None:
     Raises:
         SystemExit: with 3 where some images failed; with 130 or 143 where the run was interrupted.
     """
-    reserved = (*RESERVED, output.name)
-    total = sum(1 for _ in find_inputs(inputs, output, reserved))
+    total = sum(1 for _ in find_inputs(inputs, output, RESERVED))
     if not total:
         raise ConfigError(f"no images in {', '.join(inputs)}")
     weights = find_weights(settings.weights) if settings.weights else default_weights()
@@ -114,14 +116,26 @@ def predict(inputs: Sequence[str], output: Path, settings: Settings) -> None:
         )
         started = time.perf_counter()
         counts: Counter[str] = Counter()
-        try:
-            for progress in show(run.run(find_inputs(inputs, output, reserved)), total):
-                counts[progress.state] += 1
-        finally:
+
+        def finish() -> None:
             seconds = time.perf_counter() - started
-            summary = summarize(segmenter, settings, weights, counts, total, seconds, run.seconds)
-            folder.write_tables(journal, summary)
+            folder.write_tables(journal, summarize(segmenter, settings, weights, counts, total, seconds, run.seconds))
+
+        try:
+            for progress in show(run.run(find_inputs(inputs, output, RESERVED)), total):
+                counts[progress.state] += 1
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                finish()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                remedy = "free some space and run the same command again to go on"
+                raise TiramisuError(f"the disk of {output} is full after {counts['done']} images; {remedy}") from error
+            raise
+        else:
+            finish()
+        finally:
             folder.end()
+        seconds = time.perf_counter() - started
     report(counts, total, output, seconds, stop.signal)
 
 
@@ -131,7 +145,8 @@ def show(results: Iterator[Progress], total: int) -> Iterator[Progress]:
     with tqdm(total=total, unit="image", mininterval=0.5, smoothing=0.05) as bar:
         for progress in results:
             if progress.state == "skipped":
-                bar.total, bar.initial = max(bar.total - 1, 0), 0  # the rate is that of real work
+                total -= 1
+                bar.total = total  # the rate is that of real work
             else:
                 bar.update()
             if progress.state == "failed":
@@ -159,8 +174,8 @@ def summarize(
         "skipped": counts["skipped"],
         "failed": counts["failed"],
         "seconds": round(seconds, 2),
-        "images_per_second": round(counts["done"] / seconds, 3) if seconds else None,
-        "share_of_time_in_the_engine": round(busy / seconds, 3) if seconds else None,
+        "images_per_second": round(counts["done"] / max(seconds, 1e-6), 3),
+        "share_of_time_in_the_engine": round(busy / max(seconds, 1e-6), 3),
         "engine": segmenter.engine.description,
         "weights": str(weights),
         "classes": list(segmenter.labels.names),
@@ -197,7 +212,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results; it is made")
     parser.add_class_arguments(Settings, as_group=False)
     flags = {"overlay": "jpg", "probabilities": "true", "overwrite": "true"}
-    config = parser.parse_args(with_flags(underscored(sys.argv[1:] if args is None else args), flags))
+    given = with_flags(underscored(sys.argv[1:] if args is None else args), flags)
+    config = parser.parse_args([re.sub(r"^(--annotations=)([^\[].*)$", r"\1[\2]", arg) for arg in given])
     values = vars(config.clone())
     inputs, output = values.pop("inputs"), values.pop("output")
     predict(inputs, output, Settings(**values))

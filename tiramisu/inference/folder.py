@@ -17,7 +17,7 @@ from tiramisu.errors import ImageError
 from tiramisu.inference.images import DEFAULT_MAX_PIXELS, DecodedImage, UInt8Array, count_pixels, decode_image
 from tiramisu.inference.inputs import Entry
 from tiramisu.inference.journal import Journal, Record
-from tiramisu.inference.outputs import VIDEOS, OutputFolder
+from tiramisu.inference.outputs import OutputFolder
 from tiramisu.inference.segmenter import Options, Segmentation, Segmenter
 from tiramisu.inference.video import segment_video
 
@@ -156,7 +156,7 @@ class FolderRun:
             yield waiting.popleft().future.result()
 
     def _is_done(self, entry: Entry, stamp: str) -> bool:
-        there = self._video_path(entry).is_file() if entry.is_video else self.output.complete(entry.name)
+        there = self.output.video(entry.name).is_file() if entry.is_video else self.output.complete(entry.name)
         return there and self.journal.finished(entry.name, stamp)
 
     def _decode(self, entry: Entry, stamp: str) -> _Decoded:
@@ -201,9 +201,8 @@ class FolderRun:
         assert image is not None
         self.output.write(entry.name, entry.path, image.pixels, result)
         height, width = result.mask.shape
-        return Record(
-            entry.name,
-            str(entry.path),
+        return self._record(
+            entry,
             decoded.stamp,
             note=image.note,
             height=height,
@@ -224,18 +223,20 @@ class FolderRun:
         return Progress(entry, "done")
 
     def _fail(self, entry: Entry, stamp: str, reason: str) -> Progress:
-        self.journal.write(Record(entry.name, str(entry.path), stamp, reason=reason))
-        return Progress(entry, "failed", reason)
+        reason = reason.removeprefix(f"{entry.path}: ")
+        self.journal.write(self._record(entry, stamp, reason=reason))
+        return Progress(entry, "failed", f"{entry.path}: {reason}")
 
-    def _video_path(self, entry: Entry) -> Path:
-        return self.output.root / VIDEOS / f"{entry.name}.mp4"
+    def _record(self, entry: Entry, stamp: str, **more: Any) -> Record:
+        file = self.output.video(entry.name) if entry.is_video else self.output.paths(entry.name)["mask"]
+        return Record(entry.name, file.relative_to(self.output.root).as_posix(), str(entry.path), stamp, **more)
 
     def _video(self, entry: Entry, stamp: str) -> Progress:
         try:
             result = segment_video(
                 self.segmenter,
                 entry.path,
-                self._video_path(entry),
+                self.output.video(entry.name),
                 self.output.scratch,
                 Options(tta=self.options.tta),
                 self.output.wanted.opacity,
@@ -247,8 +248,8 @@ class FolderRun:
         if result is None:
             return Progress(entry, "stopped")
         note = f"video of {result.frames} frames"
-        record = Record(entry.name, str(entry.path), stamp, note=note, width=result.width, counts=result.counts)
-        self.journal.write(record._replace(height=result.height * result.frames))
+        size = {"height": result.height, "width": result.width}
+        self.journal.write(self._record(entry, stamp, note=note, counts=result.counts, **size))
         return Progress(entry, "done")
 
 

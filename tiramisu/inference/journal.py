@@ -1,5 +1,6 @@
 """What has become of every image of an output folder; survives a kill at any moment."""
 
+import errno
 import json
 import os
 import sqlite3
@@ -22,18 +23,20 @@ class Record(NamedTuple):
 
     Attributes:
         name: of its results.
+        result: the file of the mask or overlay video, in the output folder.
         source: the file it was read from.
         stamp: what changes when the file does: its size and the time of its last change.
         reason: why it failed; empty where it did not.
         note: what is worth saying about how it was read.
         height: in pixels.
         width: in pixels.
-        counts: pixels of each class.
+        counts: pixels of each class, of all frames of a video.
         uncertainty: mean over the pixels, where it was asked for.
         segments: COCO's run-length encoding of each class that is there, where it was asked for.
     """
 
     name: str
+    result: str
     source: str
     stamp: str
     reason: str = ""
@@ -117,9 +120,17 @@ class Journal:
         return next((_decode(row[0]) for row in rows), None)
 
     def write(self, record: Record) -> None:
-        """Keep a record; it replaces an earlier one of the same name."""
+        """Keep a record; it replaces an earlier one of the same name.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         values = (os.fsencode(record.name), not record.reason, record.uncertainty, json.dumps(record))
-        self.connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", values)
+        try:
+            self.connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", values)
+        except sqlite3.OperationalError as error:
+            code = errno.ENOSPC if "full" in str(error) else errno.EIO
+            raise OSError(code, str(error), str(self.path)) from error
 
     def done(self, most_uncertain_first: bool = False) -> Iterator[Record]:
         """Yield the records of the images that are done, by name."""

@@ -51,7 +51,7 @@ class OpenVinoEngine:
             raise WeightsError(f"{graph} cannot be opened by OpenVINO ({reason}); export it again") from error
         used = self.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
-        kinds = ["int8"] * quantized + [{"f32": "float32"}.get(used, used)]
+        kinds = ["int8"] * quantized + [{"f32": "float32", "bf16": "bfloat16"}.get(used, used)]
         self.description = f"OpenVINO, cpu, {' and '.join(kinds)}"
         self.tensor = ov.Tensor
         self.requests: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -77,6 +77,10 @@ class OutputFolder:
         """Remove the scratch folder."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
+    def video(self, name: str) -> Path:
+        """Return the file of a video's overlay."""
+        return self.root / VIDEOS / f"{name}.mp4"
+
     def paths(self, name: str) -> dict[str, Path]:
         """Return the file of each kind that is written of an image."""
         wanted = self.wanted
@@ -145,11 +149,10 @@ class OutputFolder:
         """Write areas.csv, failures.csv, summary.json and what else is wanted of the whole folder."""
         with self._table("areas.csv") as file:
             writer = csv.writer(file)
-            writer.writerow(["image", "mask", "height", "width", *self.labels.names, "note"])
+            writer.writerow(["image", "result", "height", "width", *self.labels.names, "note"])
             for record in journal.done():
-                shares = [f"{count / (record.height * record.width):.6f}" for count in record.counts]
-                result = f"{record.name}.png"
-                writer.writerow([record.source, result, record.height, record.width, *shares, record.note])
+                shares = [f"{count / sum(record.counts):.6f}" for count in record.counts]
+                writer.writerow([record.source, record.result, record.height, record.width, *shares, record.note])
         with self._table("failures.csv") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "reason"])
@@ -157,9 +160,10 @@ class OutputFolder:
         if self.wanted.uncertainty:
             with self._table("review.csv") as file:
                 writer = csv.writer(file)
-                writer.writerow(["image", "mask", "uncertainty"])
+                writer.writerow(["image", "result", "uncertainty"])
                 for record in journal.done(most_uncertain_first=True):
-                    writer.writerow([record.source, f"{record.name}.png", f"{record.uncertainty or 0:.6f}"])
+                    if record.uncertainty is not None:
+                        writer.writerow([record.source, record.result, f"{record.uncertainty:.6f}"])
         if "coco" in self.wanted.annotations:
             with atomic_path(self.root / "coco.json", self.scratch) as temporary:
                 annotations.write_coco(temporary, lambda: _labelled(journal.done(), "source"), self.labels)
