@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Literal, Self
+from pathlib import Path
+from typing import Literal, Self, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +19,8 @@ from tiramisu.cli import hide_library_noise
 from tiramisu.data.camvid import CamVid
 from tiramisu.device import default_device, default_precision, peak_memory_mib
 from tiramisu.errors import TiramisuError
+from tiramisu.inference.engines import EngineName, open_engine
+from tiramisu.inference.segmenter import Segmenter
 from tiramisu.models import FCDenseNet, SmpNetwork
 from tiramisu.training.losses import SegmentationLoss
 from tiramisu.training.optim import build_optimizer
@@ -30,13 +34,14 @@ class Contender:
 
     Attributes:
         name: in the table.
-        network: `tiramisu`, `textbook`, or ARCHITECTURE/ENCODER of segmentation_models_pytorch.
+        network: `tiramisu`, `textbook`, ARCHITECTURE/ENCODER of segmentation_models_pytorch, or an engine.
         variant: which FC-DenseNet.
         task: a training step (forward, loss, backward, optimiser) or inference in eval mode.
         batch: images per step.
         size: height and width.
         tuned: bfloat16 where the hardware has it, channels_last, and an allocator that keeps large tensors; else
             float32, contiguous, and the allocator as it is.
+        weights: for an engine: what it opens.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Contender:
     batch: int
     size: tuple[int, int]
     tuned: bool = True
+    weights: Path | None = None
 
     def build(self) -> nn.Module:
         """Build the network, with random weights."""
@@ -58,6 +64,8 @@ class Contender:
 
     def prepare(self) -> Callable[[], None]:
         """Return what is timed."""
+        if self.weights is not None:
+            return self._prepare_engine(self.weights)
         device = default_device()
         precision = default_precision(device) if self.tuned else torch.float32
         layout = torch.channels_last if self.tuned else torch.contiguous_format
@@ -87,6 +95,15 @@ class Contender:
             optimizer.zero_grad()
 
         return step
+
+    def _prepare_engine(self, weights: Path) -> Callable[[], None]:
+        segmenter = Segmenter(open_engine(weights, cast(EngineName, self.network)))
+        image = np.random.default_rng(0).integers(0, 256, (*self.size, 3), np.uint8)
+
+        def segment() -> None:
+            segmenter(image)
+
+        return segment
 
 
 class Process:

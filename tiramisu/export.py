@@ -1,0 +1,154 @@
+"""Export weights for OpenVINO or ONNX Runtime: ``python -m tiramisu.export --format onnx ...``."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tiramisu.cli import command, hide_library_noise, run_function
+from tiramisu.data.loading import build_loader
+from tiramisu.data.transforms import SegmentationDataset
+from tiramisu.errors import ConfigError, TiramisuError
+from tiramisu.evaluate import DataOptions, open_labelled
+from tiramisu.files import atomic_folder, atomic_path
+from tiramisu.inference.engines import OPENVINO_GRAPH, UInt8Array, open_engine
+from tiramisu.inference.evaluation import evaluate
+from tiramisu.inference.graphs import write_int8, write_onnx, write_openvino
+from tiramisu.inference.images import decode_image
+from tiramisu.inference.inputs import find_inputs
+from tiramisu.inference.segmenter import Segmenter
+from tiramisu.inference.torch_engine import TorchEngine
+from tiramisu.models import load_network
+from tiramisu.weights import find_weights
+
+Format = Literal["onnx", "openvino", "openvino-int8"]
+
+CHECK_SIZES = ((96, 128), (150, 210))  # of the images that are compared, where no others are given
+# Share of pixels whose class must be the same as torch's, both in float32 but for what is int8. Integers move the
+# classes along borders, and more in weights that are hardly trained; what that costs, labelled data tell.
+AGREEMENT = {"onnx": 0.995, "openvino": 0.995, "openvino-int8": 0.8}
+CALIBRATION_IMAGES = 100
+DEFAULT_DATA = DataOptions()
+
+
+def export(
+    weights: str,
+    format: Format,  # noqa: A002  # the option's name
+    output: Path,
+    calibration: str | None = None,
+    images: int = CALIBRATION_IMAGES,
+    data: DataOptions = DEFAULT_DATA,
+) -> None:
+    """Write a graph with classes and normalisation inside, checked against torch, for images of any size.
+
+    Its input are uint8 images (batch, height, width, 3) in RGB, its output logits (batch, classes, height, width).
+
+    Args:
+        weights: folder of weights, or name of shipped ones.
+        format: `onnx` is float32, `openvino` runs in bf16 where the hardware has it, `openvino-int8` in 8-bit integers.
+        output: file ending in .onnx, or folder for OpenVINO's graph.
+        calibration: folder of images like those that the network will see; needed for int8.
+        images: how many of them to use at most.
+        data: labelled data on which to print the loss of mIoU, such as --data.root DIR.
+
+    Raises:
+        ConfigError: an option is missing or wrong, or a package is not installed.
+        TiramisuError: the graph does not compute what torch computes.
+        WeightsError: the weights are missing or damaged.
+    """
+    if (format == "onnx") != (output.suffix == ".onnx"):
+        raise ConfigError(f"--output {output} must end in .onnx for --format onnx, and only then")
+    if format == "openvino-int8" and calibration is None:
+        raise ConfigError("--format openvino-int8 needs --calibration, a folder of images to find value ranges with")
+    if images < 1:
+        raise ConfigError("--images must be at least 1")
+    if output.is_file() and format != "onnx":
+        raise ConfigError(f"--output {output} is a file; give a folder")
+    folder = find_weights(weights)
+    samples = read_samples(calibration, images) if calibration is not None else draw_samples()
+    network = load_network(folder)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if format == "onnx":
+        with atomic_path(output) as temporary:
+            write_onnx(network, temporary)
+            shares = check(temporary, folder, format, samples)
+    else:
+        with atomic_folder(output) as staging:
+            if format == "openvino":
+                write_openvino(network, staging / OPENVINO_GRAPH)
+            else:
+                with tempfile.TemporaryDirectory() as scratch:
+                    write_openvino(network, Path(scratch) / OPENVINO_GRAPH)
+                    print(f"Calibrating on {len(samples)} images.", file=sys.stderr)
+                    tiles = [sample[None] for sample in samples]
+                    write_int8(Path(scratch) / OPENVINO_GRAPH, tiles, staging / OPENVINO_GRAPH)
+            shares = check(staging, folder, format, samples)
+    print(f"Checked against torch: {100 * min(shares):.2f} % of the pixels or more have the same class.")
+    if data != DEFAULT_DATA:
+        compare(folder, output, data)
+    print(f"Exported: {output}")
+
+
+def read_samples(inputs: str, count: int) -> list[UInt8Array]:
+    """Read images to calibrate with, evenly spread over a folder.
+
+    Raises:
+        ConfigError: there are none.
+        ImageError: one cannot be read.
+    """
+    entries = [entry for entry in find_inputs([inputs], Path("/dev/null")) if not entry.is_video]
+    if not entries:
+        raise ConfigError(f"no images in --calibration {inputs}")
+    chosen = entries[:: max(1, len(entries) // count)][:count]
+    return [decode_image(entry.path).pixels for entry in chosen]
+
+
+def draw_samples() -> list[UInt8Array]:
+    """Return pictures of several sizes to compare with: built-in street scenes."""
+    from tiramisu.data.streets import draw_scene
+
+    return [draw_scene(0, number, *size)[0] for number, size in enumerate(CHECK_SIZES)]
+
+
+def check(graph: Path, weights: Path, format: Format, samples: Sequence[UInt8Array]) -> list[float]:  # noqa: A002
+    """Compare a graph with torch in float32; return the share of equal pixels of each image.
+
+    Raises:
+        TiramisuError: too few are equal.
+    """
+    exported = Segmenter(open_engine(graph, precision="fp32"))
+    reference = Segmenter(TorchEngine.open(weights, "cpu", "fp32"))
+    shares = [
+        float(np.mean(exported(sample).mask == reference(sample).mask)) for sample in samples[: len(CHECK_SIZES) + 2]
+    ]
+    if min(shares) < AGREEMENT[format]:
+        raise TiramisuError(
+            f"the graph gives only {100 * min(shares):.1f} % of the pixels the same class as torch; it is not exported"
+        )
+    return shares
+
+
+def compare(weights: Path, graph: Path, data: DataOptions) -> None:
+    """Print the mIoU of the weights in torch and of the graph on labelled data."""
+    scores = []
+    for path, engine in ((weights, TorchEngine.open(weights, "auto", "fp32")), (graph, open_engine(graph))):
+        segmenter = Segmenter(engine)
+        source = open_labelled(segmenter, path, data)
+        result = evaluate(segmenter, build_loader(SegmentationDataset(source), 1))
+        scores.append(100 * result.scores.mean_iou)
+        print(f"{engine.description:<36} mIoU {scores[-1]:.2f}")
+    print(f"Loss of mIoU: {scores[0] - scores[1]:.2f} points")
+
+
+@command("tiramisu.export")
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    hide_library_noise()
+    run_function(export, "tiramisu.export", __doc__, args)
+
+
+if __name__ == "__main__":
+    main()
