@@ -8,9 +8,9 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tiramisu import __version__
 from tiramisu.cli import command, hide_library_noise, underscored, with_flags
 from tiramisu.errors import ConfigError, TiramisuError
-from tiramisu.inference.engines import EngineName, Precision
+from tiramisu.inference.engines import EngineName, Precision, is_installed, open_engine
 from tiramisu.inference.folder import FolderRun, Progress, Stop
 from tiramisu.inference.images import DEFAULT_MAX_PIXELS
 from tiramisu.inference.inputs import find_inputs
@@ -52,6 +52,8 @@ class Settings:
         overwrite: do everything again, also what is done.
         batch_size: images of the same size computed together (default: 8 on a GPU, else 1).
         max_pixels: an image with more is refused.
+        executor: `ray` works on all machines of a Ray cluster; inputs and output may then be URIs such as s3://...
+        ray_address: of the cluster (default: RAY_ADDRESS, or one of this machine alone).
     """
 
     weights: str | None = None
@@ -68,12 +70,27 @@ class Settings:
     overwrite: bool = False
     batch_size: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
+    executor: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
             raise ConfigError(f"--opacity {self.opacity} must be between 0 and 1")
         if self.passes < 2 or self.max_pixels < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise ConfigError("--passes must be at least 2, --batch_size and --max_pixels at least 1")
+
+    @property
+    def actual_engine(self) -> EngineName:
+        """Return the engine, which must have dropout for mc-dropout."""
+        return "torch" if self.uncertainty == "mc-dropout" and self.engine == "auto" else self.engine
+
+    def made_with(self, weights: Path) -> dict[str, Any]:
+        """Return what the masks depend on."""
+        return {"weights": content_hash(weights), "tta": self.tta, "uncertainty": self.uncertainty}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings for summary.json."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "weights"}
 
     @property
     def options(self) -> Options:
@@ -87,7 +104,7 @@ class Settings:
         return Wanted(self.overlay, self.opacity, self.probabilities, uncertain, tuple(self.annotations))
 
 
-def predict(inputs: Sequence[str], output: Path, settings: Settings) -> None:
+def predict(inputs: Sequence[str], output: str, settings: Settings) -> None:
     """Segment images into an output folder; what is done there already is skipped.
 
     Args:
@@ -98,45 +115,116 @@ def predict(inputs: Sequence[str], output: Path, settings: Settings) -> None:
     Raises:
         SystemExit: with 3 where some images failed; with 130 or 143 where the run was interrupted.
     """
-    total = sum(1 for _ in find_inputs(inputs, output, RESERVED))
-    if not total:
-        raise ConfigError(f"no images in {', '.join(inputs)}")
     weights = find_weights(settings.weights) if settings.weights else default_weights()
     if settings.weights is None:
         print(f"Using the weights in {weights}.", file=sys.stderr)
-    engine = "torch" if settings.uncertainty == "mc-dropout" and settings.engine == "auto" else settings.engine
-    segmenter = Segmenter.load(weights, settings.device, engine, settings.precision)
-    folder = OutputFolder(output, segmenter.labels, settings.wanted)
-    made_with = {"weights": content_hash(weights), "tta": settings.tta, "uncertainty": settings.uncertainty}
-    with Journal(output, made_with, settings.overwrite) as journal, Stop() as stop:
-        folder.begin()
+    if settings.executor == "ray":
+        segment = segment_on_cluster
+    else:
+        segment = segment_here
+    started = time.perf_counter()
+    with Stop() as stop:
+        counts, total = segment(inputs, output, settings, weights, stop)
+    report(counts, total, output, time.perf_counter() - started, stop.signal)
+
+
+def segment_here(
+    inputs: Sequence[str], output: str, settings: Settings, weights: Path, stop: Stop
+) -> tuple[Counter[str], int]:
+    """Segment on this machine; return how many images came to which end, and how many there are."""
+    root = Path(output)
+    total = count_entries(find_inputs(inputs, root, RESERVED), inputs)
+    segmenter = Segmenter.load(weights, settings.device, settings.actual_engine, settings.precision)
+    folder = OutputFolder(root, segmenter.labels, settings.wanted)
+    with Journal(root, settings.made_with(weights), settings.overwrite) as journal:
         batch_size = settings.batch_size or (GPU_BATCH if "cuda" in segmenter.engine.description else 1)
-        run = FolderRun(
-            segmenter, folder, journal, settings.options, batch_size, settings.max_pixels, stopped=stop.asked
-        )
-        started = time.perf_counter()
-        counts: Counter[str] = Counter()
+        run = FolderRun(segmenter, folder, journal, settings.options, batch_size, settings.max_pixels, stop.asked)
+        facts = {"engine": segmenter.engine.description, "protocol": segmenter.engine.card.protocol}
+        facts |= {"weights": str(weights), "options": settings.to_dict()}
+        results = run.run(find_inputs(inputs, root, RESERVED))
+        return follow(results, total, folder, journal, facts), total
 
-        def finish() -> None:
-            seconds = time.perf_counter() - started
-            folder.write_tables(journal, summarize(segmenter, settings, weights, counts, total, seconds, run.seconds))
 
-        try:
-            for progress in show(run.run(find_inputs(inputs, output, RESERVED)), total):
-                counts[progress.state] += 1
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                finish()
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                remedy = "free some space and run the same command again to go on"
-                raise TiramisuError(f"the disk of {output} is full after {counts['done']} images; {remedy}") from error
-            raise
-        else:
+def segment_on_cluster(
+    inputs: Sequence[str], output: str, settings: Settings, weights: Path, stop: Stop
+) -> tuple[Counter[str], int]:
+    """Segment on a Ray cluster; as `segment_here`."""
+    if not is_installed("ray"):
+        raise ConfigError("--executor ray needs a package that is not installed: pip install 'tiramisu[cluster]'")
+    from tiramisu.inference import cluster
+
+    total = count_entries(cluster.find_entries(inputs, output, RESERVED), inputs)
+    work = cluster.Work(
+        cluster.read_files(weights),
+        settings.actual_engine,
+        settings.device,
+        settings.precision,
+        settings.options,
+        settings.wanted,
+        output,
+        settings.max_pixels,
+    )
+    labels = open_engine(weights, settings.actual_engine, settings.device, settings.precision).card.labels
+    with cluster.results_folder(output) as root:
+        folder = OutputFolder(root, labels, settings.wanted)
+        with Journal(root, settings.made_with(weights), settings.overwrite) as journal:
+            entries = cluster.find_entries(inputs, output, RESERVED)
+            results = cluster.run_on_cluster(work, entries, journal, settings.ray_address)
+            facts = {"engine": f"Ray, {settings.engine}", "weights": str(weights), "options": settings.to_dict()}
+            return follow(until_stopped(results, stop), total, folder, journal, facts), total
+
+
+def count_entries(entries: Iterable[object], inputs: Sequence[str]) -> int:
+    """Return how many images there are to segment.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    total = sum(1 for _ in entries)
+    if not total:
+        raise ConfigError(f"no images in {', '.join(inputs)}")
+    return total
+
+
+def until_stopped(results: Iterator[Progress], stop: Stop) -> Iterator[Progress]:
+    """Yield results until the end is asked for."""
+    with contextlib.closing(results):  # type: ignore[type-var]  # a generator
+        for progress in results:
+            yield progress
+            if stop.asked():
+                return
+
+
+def follow(
+    results: Iterator[Progress], total: int, folder: OutputFolder, journal: Journal, facts: dict[str, Any]
+) -> Counter[str]:
+    """Count results as they come, and write the tables in the end, whatever it is.
+
+    Raises:
+        TiramisuError: the disk is full.
+    """
+    folder.begin()
+    started = time.perf_counter()
+    counts: Counter[str] = Counter()
+
+    def finish() -> None:
+        folder.write_tables(journal, summarize(facts, folder, counts, total, time.perf_counter() - started))
+
+    try:
+        for progress in show(results, total):
+            counts[progress.state] += 1
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             finish()
-        finally:
-            folder.end()
-        seconds = time.perf_counter() - started
-    report(counts, total, output, seconds, stop.signal)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space and run the same command again to go on"
+            raise TiramisuError(f"the disk of {folder.root} is full after {counts['done']} images; {remedy}") from error
+        raise
+    else:
+        finish()
+    finally:
+        folder.end()
+    return counts
 
 
 def show(results: Iterator[Progress], total: int) -> Iterator[Progress]:
@@ -159,13 +247,7 @@ def show(results: Iterator[Progress], total: int) -> Iterator[Progress]:
 
 
 def summarize(
-    segmenter: Segmenter,
-    settings: Settings,
-    weights: Path,
-    counts: Counter[str],
-    total: int,
-    seconds: float,
-    busy: float,
+    facts: dict[str, Any], folder: OutputFolder, counts: Counter[str], total: int, seconds: float
 ) -> dict[str, Any]:
     """Return what summary.json says of a run."""
     return {
@@ -175,23 +257,19 @@ def summarize(
         "failed": counts["failed"],
         "seconds": round(seconds, 2),
         "images_per_second": round(counts["done"] / max(seconds, 1e-6), 3),
-        "share_of_time_in_the_engine": round(busy / max(seconds, 1e-6), 3),
-        "engine": segmenter.engine.description,
-        "weights": str(weights),
-        "classes": list(segmenter.labels.names),
-        "options": {key: value for key, value in dataclasses.asdict(settings).items() if key != "weights"},
-        "protocol": segmenter.engine.card.protocol,
+        "classes": list(folder.labels.names),
+        **facts,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S"),
         "tiramisu": __version__,
     }
 
 
-def report(counts: Counter[str], total: int, output: Path, seconds: float, signal: int) -> None:
+def report(counts: Counter[str], total: int, output: str, seconds: float, signal: int) -> None:
     """Say how it went, and exit with a code that tells."""
     done, skipped, failed = counts["done"], counts["skipped"], counts["failed"]
     parts = [f"{done} segmented in {seconds:.1f} s"]
     parts += [f"{skipped} were done already"] if skipped else []
-    parts += [f"{failed} failed (see {output / 'failures.csv'})"] if failed else []
+    parts += [f"{failed} failed (see {output}/failures.csv)"] if failed else []
     missing = total - done - skipped - failed
     if signal:
         print(
@@ -209,7 +287,7 @@ def main(args: Sequence[str] | None = None) -> None:
     hide_library_noise()
     parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="python -m tiramisu.predict", description=__doc__)
     parser.add_argument("inputs", nargs="+", type=str, help="images, videos, folders, globs, or a .txt list of paths")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results; it is made")
+    parser.add_argument("--output", type=str, required=True, help="folder of the results; it is made")
     parser.add_class_arguments(Settings, as_group=False)
     flags = {"overlay": "jpg", "probabilities": "true", "overwrite": "true"}
     given = with_flags(underscored(sys.argv[1:] if args is None else args), flags)

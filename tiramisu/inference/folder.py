@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import errno
 import signal
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -102,7 +101,6 @@ class FolderRun:
     ) -> None:
         self.segmenter, self.output, self.journal, self.options = segmenter, output, journal, options
         self.batch_size, self.max_pixels, self.stopped = batch_size, max_pixels, stopped
-        self.seconds = 0.0  # of inference alone
 
     def run(self, entries: Iterable[Entry]) -> Iterator[Progress]:
         """Segment, and yield what became of each entry, those in flight when stopped included.
@@ -187,30 +185,16 @@ class FolderRun:
 
     def _segment(self, batch: list[_Decoded]) -> Sequence[Segmentation | str]:
         """Return the result of each image, or why there is none."""
-        started = time.perf_counter()
         try:
             return self.segmenter.batch([item.image.pixels for item in batch if item.image], self.options)
         except (RuntimeError, MemoryError) as error:  # an image too large for a GPU, for example
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return [f"{item.entry.path}: could not be segmented ({lines[0]})" for item in batch]
-        finally:
-            self.seconds += time.perf_counter() - started
 
     def _write(self, decoded: _Decoded, result: Segmentation) -> Record:
-        entry, image = decoded.entry, decoded.image
-        assert image is not None
-        self.output.write(entry.name, entry.path, image.pixels, result)
-        height, width = result.mask.shape
-        return self._record(
-            entry,
-            decoded.stamp,
-            note=image.note,
-            height=height,
-            width=width,
-            counts=count_classes(result.mask, len(self.output.labels)),
-            uncertainty=None if result.uncertainty is None else float(result.uncertainty.mean()),
-            segments=self.output.segments(result.mask),
-        )
+        assert decoded.image is not None
+        record = blank_record(self.output, decoded.entry, decoded.stamp)
+        return write_image(self.output, record, decoded.image, result)
 
     def _written(self, pending: _Pending) -> Progress:
         entry = pending.entry
@@ -224,33 +208,71 @@ class FolderRun:
 
     def _fail(self, entry: Entry, stamp: str, reason: str) -> Progress:
         reason = reason.removeprefix(f"{entry.path}: ")
-        self.journal.write(self._record(entry, stamp, reason=reason))
+        self.journal.write(blank_record(self.output, entry, stamp)._replace(reason=reason))
         return Progress(entry, "failed", f"{entry.path}: {reason}")
 
-    def _record(self, entry: Entry, stamp: str, **more: Any) -> Record:
-        file = self.output.video(entry.name) if entry.is_video else self.output.paths(entry.name)["mask"]
-        return Record(entry.name, file.relative_to(self.output.root).as_posix(), str(entry.path), stamp, **more)
-
     def _video(self, entry: Entry, stamp: str) -> Progress:
+        record = blank_record(self.output, entry, stamp)
         try:
-            result = segment_video(
-                self.segmenter,
-                entry.path,
-                self.output.video(entry.name),
-                self.output.scratch,
-                Options(tta=self.options.tta),
-                self.output.wanted.opacity,
-                self.max_pixels,
-                self.stopped,
+            done = write_video(
+                self.segmenter, self.output, record, entry.path, self.options, self.max_pixels, self.stopped
             )
         except ImageError as error:
             return self._fail(entry, stamp, str(error))
-        if result is None:
+        if done is None:
             return Progress(entry, "stopped")
-        note = f"video of {result.frames} frames"
-        size = {"height": result.height, "width": result.width}
-        self.journal.write(self._record(entry, stamp, note=note, counts=result.counts, **size))
+        self.journal.write(done)
         return Progress(entry, "done")
+
+
+def blank_record(output: OutputFolder, entry: Entry, stamp: str) -> Record:
+    """Return the record of an entry before it is segmented."""
+    file = output.video(entry.name) if entry.is_video else output.paths(entry.name)["mask"]
+    return Record(entry.name, file.relative_to(output.root).as_posix(), str(entry.path), stamp)
+
+
+def write_image(output: OutputFolder, record: Record, image: DecodedImage, result: Segmentation) -> Record:
+    """Write the files of an image; return its record, completed.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    output.write(record.name, Path(record.source), image.pixels, result)
+    return record._replace(
+        note=image.note,
+        height=result.mask.shape[0],
+        width=result.mask.shape[1],
+        counts=count_classes(result.mask, len(output.labels)),
+        uncertainty=None if result.uncertainty is None else float(result.uncertainty.mean()),
+        segments=output.segments(result.mask),
+    )
+
+
+def write_video(
+    segmenter: Segmenter,
+    output: OutputFolder,
+    record: Record,
+    file: Path,
+    options: Options,
+    max_pixels: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Record | None:
+    """Segment a video and write its files; return its record, completed, or none where it was stopped.
+
+    Raises:
+        ImageError: the video cannot be read.
+        OSError: a file cannot be written.
+    """
+    frames = Options(tta=options.tta)
+    opacity = output.wanted.opacity
+    result = segment_video(
+        segmenter, file, output.video(record.name), output.scratch, frames, opacity, max_pixels, stopped
+    )
+    if result is None:
+        return None
+    return record._replace(
+        note=f"video of {result.frames} frames", height=result.height, width=result.width, counts=result.counts
+    )
 
 
 def is_full(pending: Collection[_Pending], more: int = 0) -> bool:

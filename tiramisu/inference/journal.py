@@ -117,7 +117,7 @@ class Journal:
     def find(self, name: str) -> Record | None:
         """Return the record of an image, if there is one."""
         rows = self.connection.execute("SELECT record FROM records WHERE name = ?", (os.fsencode(name),))
-        return next((_decode(row[0]) for row in rows), None)
+        return next((decode_record(row[0]) for row in rows), None)
 
     def write(self, record: Record) -> None:
         """Keep a record; it replaces an earlier one of the same name.
@@ -136,15 +136,16 @@ class Journal:
         """Yield the records of the images that are done, by name."""
         order = "uncertainty DESC, name" if most_uncertain_first else "name"
         for (text,) in self.connection.execute(f"SELECT record FROM records WHERE done ORDER BY {order}"):
-            yield _decode(text)
+            yield decode_record(text)
 
     def failed(self) -> Iterator[Record]:
         """Yield the records of the images that failed, by name."""
         for (text,) in self.connection.execute("SELECT record FROM records WHERE NOT done ORDER BY name"):
-            yield _decode(text)
+            yield decode_record(text)
 
 
-def _decode(text: str) -> Record:
+def decode_record(text: str) -> Record:
+    """Rebuild a record from its JSON."""
     values = json.loads(text)
     values[Record._fields.index("counts")] = tuple(values[Record._fields.index("counts")])
     return Record(*values)

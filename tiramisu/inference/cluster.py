@@ -1,0 +1,281 @@
+"""Segmenting many images on several machines with Ray Data: the same files as on one."""
+
+import contextlib
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+
+from tiramisu.errors import ConfigError, ImageError
+from tiramisu.inference.engines import EngineName, Precision
+from tiramisu.inference.folder import Progress, blank_record, file_stamp, write_image, write_video
+from tiramisu.inference.images import SUFFIXES, decode_image
+from tiramisu.inference.inputs import VIDEO_SUFFIXES, Entry, find_inputs, result_names
+from tiramisu.inference.journal import FILE, Journal, Record, decode_record
+from tiramisu.inference.outputs import OutputFolder, Wanted
+from tiramisu.inference.segmenter import Options, Segmenter
+
+WAVE = 100_000  # entries that Ray Data plans at once
+BATCH = 8  # entries a task: what a node that dies has to do again
+
+
+class Location(NamedTuple):
+    """A file or folder in a file system: a local path, or a URI such as s3://bucket/folder."""
+
+    system: FileSystem
+    path: str
+
+    @classmethod
+    def of(cls, name: str) -> "Location":
+        """Return the location of a path or URI.
+
+        Raises:
+            ConfigError: there is no such file system.
+        """
+        if not is_remote(name):
+            return cls(LocalFileSystem(), str(Path(name).absolute()))
+        try:
+            return cls(*FileSystem.from_uri(name))
+        except (OSError, ValueError) as error:  # those of pyarrow are subclasses
+            raise ConfigError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
+
+    def read(self) -> bytes:
+        """Return the contents of a file."""
+        with self.system.open_input_stream(self.path) as stream:
+            return bytes(stream.read())
+
+    def write(self, file: Path) -> None:
+        """Copy a local file here; it appears when it is complete, as object stores do it by themselves."""
+        self.system.create_dir(str(PurePosixPath(self.path).parent), recursive=True)
+        local = isinstance(self.system, LocalFileSystem)
+        target = f"{self.path}.part" if local else self.path
+        with file.open("rb") as source, self.system.open_output_stream(target) as stream:
+            shutil.copyfileobj(source, stream)
+        if local:
+            self.system.move(target, self.path)
+
+    def child(self, name: str) -> "Location":
+        """Return a file or folder below this one."""
+        return Location(self.system, f"{self.path.rstrip('/')}/{name}")
+
+
+class Work(NamedTuple):
+    """What every worker must know.
+
+    Attributes:
+        weights: the files of the weights, by name.
+        engine: see `open_engine`.
+        device: likewise.
+        precision: likewise.
+        options: of the segmenter.
+        wanted: what is written of each image.
+        output: path or URI of the results.
+        max_pixels: of an image.
+    """
+
+    weights: Mapping[str, bytes]
+    engine: EngineName
+    device: str
+    precision: Precision
+    options: Options
+    wanted: Wanted
+    output: str
+    max_pixels: int
+
+
+class Worker:
+    """One segmenter in a process of its own, on any node."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.scratch = Path(tempfile.mkdtemp(prefix="tiramisu-"))
+        weights = write_files(work.weights, self.scratch / "weights")
+        self.segmenter = Segmenter.load(weights, work.device, work.engine, work.precision)
+        self.output = OutputFolder(self.scratch / "results", self.segmenter.labels, work.wanted)
+        self.output.begin()
+        self.target = Location.of(work.output)
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Segment the entries of a batch, write their files, return their records."""
+        records = [
+            self.segment(str(path), str(name), str(stamp))
+            for path, name, stamp in zip(batch["path"], batch["name"], batch["stamp"], strict=True)
+        ]
+        return {"record": np.array([json.dumps(record) for record in records], dtype=object)}
+
+    def segment(self, path: str, name: str, stamp: str) -> Record:
+        """Segment one image or video and write its files; a second time they are the same."""
+        entry = Entry(Path(path), name)
+        record = blank_record(self.output, entry, stamp)._replace(source=path)
+        try:
+            contents = Location.of(path).read()
+            if entry.is_video:
+                file = self.scratch / f"video{entry.path.suffix}"
+                file.write_bytes(contents)
+                done = write_video(self.segmenter, self.output, record, file, self.work.options, self.work.max_pixels)
+                assert done is not None
+            else:
+                image = decode_image(contents, self.work.max_pixels, path)
+                done = write_image(self.output, record, image, self.segmenter(image.pixels, self.work.options))
+        except (ImageError, ConfigError) as error:
+            return record._replace(reason=str(error).removeprefix(f"{path}: "))
+        except (RuntimeError, MemoryError, OSError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return record._replace(reason=f"could not be segmented ({lines[0]})")
+        for written in [found for found in self.output.root.rglob("*") if found.is_file()]:
+            self.target.child(written.relative_to(self.output.root).as_posix()).write(written)
+            written.unlink()
+        return done
+
+
+@contextlib.contextmanager
+def results_folder(output: str) -> Iterator[Path]:
+    """Yield a local folder for the journal and the tables; for a URI it is fetched from there and brought back."""
+    if not is_remote(output):
+        yield Path(output)
+        return
+    target = Location.of(output)
+    with tempfile.TemporaryDirectory(prefix="tiramisu-") as name:
+        folder = Path(name)
+        with contextlib.suppress(FileNotFoundError, OSError):
+            (folder / FILE).write_bytes(target.child(FILE).read())
+        try:
+            yield folder
+        finally:
+            for file in sorted(folder.iterdir()):
+                if file.is_file():
+                    target.child(file.name).write(file)
+
+
+def run_on_cluster(
+    work: Work, entries: Iterable[tuple[str, str, str]], journal: Journal, address: str | None
+) -> Iterator[Progress]:
+    """Segment entries on all nodes of a Ray cluster and yield what became of each.
+
+    A node that dies costs time only: what it was doing is done again elsewhere.
+
+    Args:
+        work: what every worker must know.
+        entries: path or URI, name of the results, and stamp of each image.
+        journal: of the output.
+        address: of the cluster; none starts one on this machine, or takes the one that RAY_ADDRESS names.
+
+    Raises:
+        ConfigError: the cluster cannot be reached.
+    """
+    try:
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"--ray_address {address}: no Ray cluster there ({str(error).splitlines()[0]})") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = 0
+    reference = ray.put(work)
+    try:
+        waiting = iter(entries)
+        while wave := list(itertools.islice(waiting, WAVE)):
+            todo = []
+            for path, name, stamp in wave:
+                if journal.finished(name, stamp):
+                    yield Progress(Entry(Path(path), name), "skipped")
+                else:
+                    todo.append({"path": path, "name": name, "stamp": stamp})
+            if not todo:
+                continue
+            cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            blocks = max(1, -(-len(todo) // BATCH))
+            results = ray.data.from_items(todo, override_num_blocks=blocks).map_batches(
+                _RayWorker,
+                fn_constructor_args=(reference,),
+                batch_size=BATCH,
+                num_cpus=1,
+                num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+                concurrency=(1, max(1, min(cpus, blocks))),
+            )
+            for row in results.iter_rows():
+                record = decode_record(row["record"])
+                journal.write(record)
+                entry = Entry(Path(record.source), record.name)
+                reason = f"{record.source}: {record.reason}" if record.reason else ""
+                yield Progress(entry, "failed" if record.reason else "done", reason)
+    finally:
+        ray.shutdown()
+
+
+class _RayWorker(Worker):
+    """A worker whose work comes from the object store."""
+
+    def __init__(self, reference: Any) -> None:
+        super().__init__(ray.get(reference) if isinstance(reference, ray.ObjectRef) else reference)
+
+
+def find_entries(inputs: Sequence[str], output: str, reserved: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield path or URI, name of the results and stamp of every image in local inputs and in folders behind URIs.
+
+    Raises:
+        ConfigError: see `find_inputs`.
+    """
+    local = [given for given in inputs if not is_remote(given)]
+    if local:
+        folder = Path("/dev/null") if is_remote(output) else Path(output)
+        for entry in find_inputs(local, folder, reserved):
+            yield str(entry.path.absolute()), entry.name, file_stamp(entry.path)
+    for given in inputs:
+        if is_remote(given):
+            yield from _find_remote(given)
+
+
+def _find_remote(uri: str) -> Iterator[tuple[str, str, str]]:
+    root = Location.of(uri)
+    scheme = uri.partition("://")[0]
+    info = root.system.get_file_info(root.path)
+    if info.type == FileType.File:
+        yield uri, PurePosixPath(root.path).stem, _stamp(info)
+        return
+    found = root.system.get_file_info(FileSelector(root.path, recursive=True, allow_not_found=True))
+    folders: dict[str, list[FileInfo]] = {}
+    for info in sorted(found, key=lambda info: info.path):
+        path = PurePosixPath(info.path)
+        if info.type == FileType.File and path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES:
+            folders.setdefault(str(path.parent), []).append(info)
+    if not folders:
+        raise ConfigError(f"no images at {uri}")
+    for folder, files in folders.items():
+        inside = PurePosixPath(folder).relative_to(root.path.rstrip("/")).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        for info, name in zip(files, result_names([info.base_name for info in files]), strict=True):
+            yield f"{scheme}://{info.path}", prefix + name, _stamp(info)
+
+
+def _stamp(info: FileInfo) -> str:
+    return f"{info.size} {info.mtime_ns or 0}"
+
+
+def is_remote(name: str) -> bool:
+    """Tell a URI from a local path."""
+    return "://" in name
+
+
+def read_files(weights: Path) -> dict[str, bytes]:
+    """Return the files of weights, to send them to other machines."""
+    if weights.is_dir():
+        return {file.name: file.read_bytes() for file in sorted(weights.iterdir()) if file.is_file()}
+    files = [weights, *([weights.with_suffix(".bin")] if weights.suffix == ".xml" else [])]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> Path:
+    """Write the files of weights into a folder; return what `Segmenter.load` takes."""
+    folder.mkdir(parents=True)
+    for name, contents in files.items():
+        (folder / name).write_bytes(contents)
+    graphs = [folder / name for name in files if Path(name).suffix in (".onnx", ".xml")]
+    return graphs[0] if graphs and len(files) <= 2 else folder
