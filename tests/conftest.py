@@ -11,6 +11,12 @@ from tiramisu.data.streets import draw_scene
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # results must not depend on the machine's GPUs
 
+@pytest.fixture(autouse=True, scope="session")
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the graphs that tests make out of the user's cache."""
+    os.environ["TIRAMISU_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 TINY_NETWORK = (
     "--model.network.layers_per_block=1",
     "--model.network.num_poolings=2",

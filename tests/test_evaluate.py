@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tiramisu.evaluate import main
-from tiramisu.inference.evaluation import predict_probabilities, use_batch_statistics
+from tiramisu.inference.evaluation import use_batch_statistics
 from tiramisu.models import FCDenseNet
 
 SMALL = {"layers_per_block": 1, "growth_rate": 4, "num_poolings": 2, "stem_channels": 8}
@@ -75,14 +75,13 @@ def test_the_command_runs_on_real_images(
     assert result["images"] == 3 and 0 <= result["mean_iou"] <= 1
 
 
-def test_flipping_makes_predictions_symmetric() -> None:
-    network = FCDenseNet(num_classes=4, **SMALL).eval()
-    images = torch.rand(1, 3, 32, 48)
-    with torch.no_grad():
-        probabilities = predict_probabilities(network, images, "flip")
-        mirrored = predict_probabilities(network, images.flip(-1), "flip")
-    torch.testing.assert_close(probabilities, mirrored.flip(-1))
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 32, 48))
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_other_engines_measure_the_same(
+    trained_run: Path, shared_camvid_like: Path, tmp_path: Path, engine: str
+) -> None:
+    plain = _evaluate(trained_run, shared_camvid_like, tmp_path / "plain")
+    other = _evaluate(trained_run, shared_camvid_like, tmp_path / "other", f"--engine={engine}")
+    assert abs(other["mean_iou"] - plain["mean_iou"]) < 0.005 and engine in other["engine"].lower().replace(" ", "")
 
 
 def test_batch_statistics_equal_training_mode_without_dropout() -> None:
@@ -99,12 +98,14 @@ def test_batch_statistics_equal_training_mode_without_dropout() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--weights=nowhere"], ["nowhere", "config.json"]),
+        (["--weights=nowhere"], ["nowhere", "folder"]),
         (["--data.root=nowhere"], ["nowhere", "tiramisu.download"]),
         (["--data.split=dev"], ["split", "dev"]),
         (["--tta=all"], ["tta", "all"]),
         (["--batch_size=0"], ["batch_size"]),
         (["--device=tpu"], ["--device tpu"]),
+        (["--engine=openvino", "--device=cuda"], ["openvino", "cuda"]),
+        (["--engine=openvino", "--bn=batch"], ["--bn batch", "torch"]),
         (["--output=/dev/null/x"], ["/dev/null"]),
         (["--wat=1"], ["wat"]),
         (["--workers=-2"], ["workers", "-2"]),

@@ -118,10 +118,7 @@ def predict(inputs: Sequence[str], output: str, settings: Settings) -> None:
     weights = find_weights(settings.weights) if settings.weights else default_weights()
     if settings.weights is None:
         print(f"Using the weights in {weights}.", file=sys.stderr)
-    if settings.executor == "ray":
-        segment = segment_on_cluster
-    else:
-        segment = segment_here
+    segment = segment_on_cluster if settings.executor == "ray" else segment_here
     started = time.perf_counter()
     with Stop() as stop:
         counts, total = segment(inputs, output, settings, weights, stop)
@@ -150,7 +147,7 @@ def segment_on_cluster(
 ) -> tuple[Counter[str], int]:
     """Segment on a Ray cluster; as `segment_here`."""
     if not is_installed("ray"):
-        raise ConfigError("--executor ray needs a package that is not installed: pip install 'tiramisu[cluster]'")
+        raise ConfigError("--executor ray needs a package that is not installed: pip install 'ray[data]'")
     from tiramisu.inference import cluster
 
     total = count_entries(cluster.find_entries(inputs, output, RESERVED), inputs)

@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import json
+import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,8 +15,10 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
+from ray.exceptions import RayError
 
-from tiramisu.errors import ConfigError, ImageError
+from tiramisu.errors import ConfigError, ImageError, TiramisuError
 from tiramisu.inference.engines import EngineName, Precision
 from tiramisu.inference.folder import Progress, blank_record, file_stamp, write_image, write_video
 from tiramisu.inference.images import SUFFIXES, decode_image
@@ -48,7 +52,14 @@ class Location(NamedTuple):
             raise ConfigError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
 
     def read(self) -> bytes:
-        """Return the contents of a file."""
+        """Return the contents of a file.
+
+        Raises:
+            ImageError: it is none; reading a pipe would wait for ever.
+            OSError: it cannot be read.
+        """
+        if self.system.get_file_info(self.path).type != FileType.File:
+            raise ImageError("not a file")
         with self.system.open_input_stream(self.path) as stream:
             return bytes(stream.read())
 
@@ -171,6 +182,8 @@ def run_on_cluster(
     Raises:
         ConfigError: the cluster cannot be reached.
     """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of what is meant here
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -198,9 +211,9 @@ def run_on_cluster(
                 batch_size=BATCH,
                 num_cpus=1,
                 num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
-                concurrency=(1, max(1, min(cpus, blocks))),
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cpus, blocks))),
             )
-            for row in results.iter_rows():
+            for row in rows_of(results):
                 record = decode_record(row["record"])
                 journal.write(record)
                 entry = Entry(Path(record.source), record.name)
@@ -208,6 +221,19 @@ def run_on_cluster(
                 yield Progress(entry, "failed" if record.reason else "done", reason)
     finally:
         ray.shutdown()
+
+
+def rows_of(results: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Ray dataset while it is computed.
+
+    Raises:
+        TiramisuError: Ray gave up.
+    """
+    try:
+        yield from results.iter_rows()
+    except (RayError, SystemException, ExecutionTimeoutError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise TiramisuError(f"the Ray cluster gave up: {lines[-1]}; run the same command again to go on") from error
 
 
 class _RayWorker(Worker):

@@ -125,7 +125,7 @@ def open_engine(
 
         return TorchEngine.open(weights, device, precision)
     if not is_installed(engine):
-        raise ConfigError(f"--engine {engine} is not installed; install it with: pip install 'tiramisu[export]'")
+        raise ConfigError(f"--engine {engine} is not installed; install it with: pip install {engine}")
     if engine == "openvino":
         from tiramisu.inference.openvino_engine import OpenVinoEngine
 

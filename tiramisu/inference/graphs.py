@@ -72,7 +72,7 @@ def write_onnx(network: SegmentationNetwork, path: Path) -> None:
         ConfigError: the package onnx is not installed.
     """
     if not is_installed("onnx"):
-        raise ConfigError("writing ONNX needs a package that is not installed: pip install 'tiramisu[export]'")
+        raise ConfigError("writing ONNX needs a package that is not installed: pip install onnx")
     import onnx
 
     card = network_card(network)
@@ -106,7 +106,7 @@ def write_int8(graph: Path, images: Iterable[UInt8Array], path: Path) -> None:
         ConfigError: the package nncf is not installed.
     """
     if not is_installed("nncf"):
-        raise ConfigError("int8 needs a package that is not installed: pip install 'tiramisu[export]'")
+        raise ConfigError("int8 needs a package that is not installed: pip install nncf")
     ov = import_openvino()
     import nncf
 
