@@ -99,7 +99,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "zero.png": (lambda: b"", "an empty file"),
     "text.jpg": (lambda: b"this is no image\n" * 20, "not an image"),
     "script.png": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
-    "header_only.png": (lambda: encode(SCENE, "PNG")[:20], "not an image|truncated|damaged"),
+    "header_only.png": (lambda: encode(SCENE, "PNG")[:20], "not an image|Truncated|damaged"),
     "truncated.png": (lambda: encode(SCENE, "PNG")[:-900], "truncated|damaged|broken"),
     "truncated.jpg": (lambda: encode(SCENE, "JPEG")[:-500], "truncated"),
     "truncated.webp": (lambda: encode(SCENE, "WEBP")[:-200], "decode|damaged|not an image|truncated"),

@@ -121,7 +121,7 @@ def _walk(root: Path, prefix: str, output: Path, reserved: Iterable[str]) -> Ite
             continue
         seen.add(identity)
         visible = [entry for entry in entries if not entry.name.startswith(".")]
-        directories = [entry.name for entry in visible if entry.is_dir()]
+        directories = [entry.name for entry in visible if _is_folder(entry)]
         files = [entry.name for entry in visible if _is_wanted(entry)]
         for file, name in zip(files, result_names(files), strict=True):
             yield Entry(folder / file, prefix + name)
@@ -131,7 +131,14 @@ def _walk(root: Path, prefix: str, output: Path, reserved: Iterable[str]) -> Ite
 
 def _is_wanted(entry: os.DirEntry[str]) -> bool:
     suffix = Path(entry.name).suffix.lower()
-    return suffix in SUFFIXES | VIDEO_SUFFIXES and not entry.is_dir()
+    return suffix in SUFFIXES | VIDEO_SUFFIXES and not _is_folder(entry)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:
