@@ -11,6 +11,7 @@ from tiramisu.data.streets import draw_scene
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # results must not depend on the machine's GPUs
 
+
 @pytest.fixture(autouse=True, scope="session")
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the graphs that tests make out of the user's cache."""

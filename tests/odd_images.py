@@ -47,6 +47,7 @@ def transparent(mode: str) -> bytes:
 
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims to be huge."""
+
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 

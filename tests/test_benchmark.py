@@ -36,6 +36,15 @@ def test_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tiramisu, twice the pixels" in rows
 
 
+@pytest.mark.slow
+def test_prediction_is_measured_on_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*documented("predict"), "--json"])
+    measured = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))
+    names = [row["name"] for row in measured["timings"]]
+    assert names == ["openvino", "torch", "onnxruntime", "openvino-int8", "textbook as it comes"]
+    assert measured["folder"]["ratio"] > 0.1 and measured["start"]["seconds"] > 0
+
+
 def test_a_contender_that_fails_says_why() -> None:
     contender = Contender("odd one", "nonsense/resnet18", 56, "infer", 1, (64, 64))
     with Process(contender) as process, pytest.raises(TiramisuError, match="odd one: no such baseline"):

@@ -55,7 +55,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("scenes"), 6)
 
 
-def test_masks_are_index_pngs_in_the_colours_of_the_classes(weights: Path, scenes: Path, tmp_path: Path, capsys) -> None:
+def test_masks_are_index_pngs_in_the_colours_of_the_classes(
+    weights: Path, scenes: Path, tmp_path: Path, capsys
+) -> None:
     main(command(weights, scenes, tmp_path / "masks"))
     with Image.open(tmp_path / "masks" / "0003.png") as mask:
         assert mask.mode == "P" and mask.size == (64, 48)

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import tiramisu.evaluate
+import tiramisu.export
+import tiramisu.predict
 import tiramisu.train
+from tiramisu.data.streets import draw_scene
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -32,12 +36,14 @@ def small(command: str, camvid: Path) -> list[str]:
         return []
     if ".train" in command:
         return [*ONE_STEP, *([] if "--resume" in command else data)]
-    return ["--workers=0"]
+    return ["--workers=0"] if ".evaluate" in command else []
 
 
 MAINS: dict[str, Callable[[list[str]], None]] = {
     "tiramisu.train": tiramisu.train.main,
     "tiramisu.evaluate": tiramisu.evaluate.main,
+    "tiramisu.predict": tiramisu.predict.main,
+    "tiramisu.export": tiramisu.export.main,
 }
 
 
@@ -51,9 +57,11 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the shipped configurations must be found from anywhere
     assert len(COMMANDS) >= 8
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(draw_scene(0, 0, 96, 128)[0]).save(tmp_path / "photos" / "street.jpg")
     for command in COMMANDS:
-        if ".download" in command or ".benchmark" in command:
-            continue  # test_download.py runs it, against a server on loopback; test_benchmark.py those
+        if any(word in command for word in (".download", ".benchmark", "--executor ray")):
+            continue  # test_download.py runs it, against a server on loopback; test_benchmark.py and test_cluster.py those
         try:
             run(command, shared_camvid_like)
         except SystemExit as ended:

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,18 @@ def with_flags(args: Sequence[str], flags: dict[str, str]) -> list[str]:
         name = arg.removeprefix("--")
         bare = arg.startswith("--") and name in flags and following not in values | {"none", "png"}
         result.append(f"{arg}={flags[name]}" if bare else arg)
+    return result
+
+
+def with_lists(args: Sequence[str], names: Collection[str]) -> list[str]:
+    """Let options that take a list be written as --name a,b or --name=a,b."""
+    result: list[str] = []
+    for arg in args:
+        if result and result[-1].removeprefix("--") in names:
+            arg = f"{result.pop()}={arg}"
+        option, equals, value = arg.partition("=")
+        is_list = equals and option.removeprefix("--") in names and not value.startswith("[")
+        result.append(f"{option}=[{value}]" if is_list else arg)
     return result
 
 

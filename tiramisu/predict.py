@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import errno
-import re
 import sys
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ import jsonargparse
 from tqdm import tqdm
 
 from tiramisu import __version__
-from tiramisu.cli import command, hide_library_noise, underscored, with_flags
+from tiramisu.cli import command, hide_library_noise, underscored, with_flags, with_lists
 from tiramisu.errors import ConfigError, TiramisuError
 from tiramisu.inference.engines import EngineName, Precision, is_installed, open_engine
 from tiramisu.inference.folder import FolderRun, Progress, Stop
@@ -288,7 +287,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(Settings, as_group=False)
     flags = {"overlay": "jpg", "probabilities": "true", "overwrite": "true"}
     given = with_flags(underscored(sys.argv[1:] if args is None else args), flags)
-    config = parser.parse_args([re.sub(r"^(--annotations=)([^\[].*)$", r"\1[\2]", arg) for arg in given])
+    config = parser.parse_args(with_lists(given, {"annotations"}))
     values = vars(config.clone())
     inputs, output = values.pop("inputs"), values.pop("output")
     predict(inputs, output, Settings(**values))

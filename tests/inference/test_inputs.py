@@ -59,7 +59,12 @@ def test_the_output_folder_is_no_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("nowhere.png", "does not exist"), ("*.png", "no file matches"), ("empty.txt", "lists no files"), (".", "--output")],
+    [
+        ("nowhere.png", "does not exist"),
+        ("*.png", "no file matches"),
+        ("empty.txt", "lists no files"),
+        (".", "--output"),
+    ],
 )
 def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,9 @@ def test_maps_that_do_not_depend_on_the_tile_come_out_as_they_are(size: tuple[in
 def test_no_seam_where_tiles_disagree() -> None:
     """Each tile is of one colour; the blend goes from one to the next without a step."""
     numbers = iter(range(100))
-    pieces = list(blend_tiles((96, 500), lambda y, x: np.full((1, 96, x.stop - x.start), next(numbers), np.float32), 96, 32, 1))
+    pieces = list(
+        blend_tiles((96, 500), lambda y, x: np.full((1, 96, x.stop - x.start), next(numbers), np.float32), 96, 32, 1)
+    )
     row = np.concatenate([maps[0, 0] for _, _, maps in pieces])
     assert np.abs(np.diff(row)).max() <= 1 / 16 + 1e-6
 

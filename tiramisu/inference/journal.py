@@ -75,9 +75,13 @@ class Journal:
             for file in folder.glob(f"{FILE}*"):
                 file.unlink()
             self._open()
-        if overwrite:
-            self.connection.executescript("DELETE FROM settings; DELETE FROM records;")
-        self._check(folder, settings)
+        try:
+            if overwrite:
+                self.connection.executescript("DELETE FROM settings; DELETE FROM records;")
+            self._check(folder, settings)
+        except BaseException:
+            self.close()  # and let go of the lock
+            raise
 
     def _open(self) -> None:
         self.connection = sqlite3.connect(self.path, timeout=0.5, isolation_level=None)

@@ -1,0 +1,71 @@
+"""`tiramisu.export`, called as users call it, and its graphs in the engines that they are for."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tiramisu.data.streets import draw_scene
+from tiramisu.export import main
+from tiramisu.inference.graphs import import_openvino
+from tiramisu.inference.segmenter import Segmenter
+
+SCENE = draw_scene(4, 0, 75, 110)[0]
+OUTPUTS = {"onnx": "model.onnx", "openvino": "folder", "openvino-int8": "folder"}
+
+
+def export(run: Path, kind: str, output: Path, *more: str) -> None:
+    main([f"--weights={run / 'model'}", f"--format={kind}", f"--output={output}", *more])
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_exports_are_checked_and_segment_images_of_any_size(
+    trained_run: Path, shared_camvid_like: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    output = tmp_path / "deep" / OUTPUTS[kind]
+    more = [f"--calibration={shared_camvid_like / 'train'}"] if kind == "openvino-int8" else []
+    export(trained_run, kind, output, *more, f"--data.root={shared_camvid_like}")
+    printed = capsys.readouterr().out
+    assert "Checked against torch" in printed and "Loss of mIoU" in printed and f"Exported: {output}" in printed
+    assert abs(float(printed.split("Loss of mIoU: ")[1].split()[0])) < 2
+    exported, reference = Segmenter.load(output), Segmenter.load(trained_run / "model", engine="torch")
+    for image in (SCENE, SCENE[:40, :50], np.tile(SCENE, (2, 1, 1))):
+        assert np.mean(exported(image).mask == reference(image).mask) > (0.9 if "int8" in kind else 0.99)
+    assert exported.labels == reference.labels
+    batch = exported.engine.logits(np.stack([SCENE, SCENE[::-1], SCENE]))
+    assert batch.shape == (3, 11, 75, 110)
+
+
+def test_graphs_explain_themselves_without_tiramisu(trained_run: Path, tmp_path: Path) -> None:
+    export(trained_run, "onnx", tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (images,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert images.type == "tensor(uint8)" and images.shape == ["batch", "height", "width", 3]
+    assert logits.shape[1] == 11 and logits.name == "logits"
+    card = json.loads(session.get_modelmeta().custom_metadata_map["tiramisu"])
+    assert card["labels"]["names"][0] == "Sky" and card["labels"]["palette"][0] == [128, 128, 128]
+    export(trained_run, "openvino", tmp_path / "graph")
+    model = import_openvino().Core().read_model(tmp_path / "graph" / "model.xml")
+    assert model.inputs[0].get_element_type().get_type_name() == "u8" and model.inputs[0].any_name == "images"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--format=onnx", "--output={tmp}/model"], ".onnx"),
+        (["--format=openvino", "--output={tmp}/model.onnx"], ".onnx"),
+        (["--format=openvino-int8", "--output={tmp}/x"], "--calibration"),
+        (["--format=openvino-int8", "--output={tmp}/x", "--calibration={tmp}"], "no images"),
+        (["--format=tflite", "--output={tmp}/x"], "tflite"),
+        (["--format=onnx", "--output={tmp}/m.onnx", "--weights=nowhere"], "nowhere"),
+        (["--format=openvino", "--output=/dev/null/x"], "/dev/null"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(trained_run: Path, tmp_path: Path, capsys, options, words) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([f"--weights={trained_run / 'model'}", *(option.format(tmp=tmp_path) for option in options)])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code in (1, 2) and error.startswith("tiramisu.export: error: ") and words in error
+    assert not list(tmp_path.iterdir()), "nothing half-made stays"
