@@ -14,19 +14,19 @@ from tiramisu.data.streets import draw_scene
 SCENE = Image.fromarray(draw_scene(3, 0, 48, 64)[0])
 
 
-def encode(image: Image.Image, format: str, **options) -> bytes:
+def encode(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def sixteen_bits(format: str) -> bytes:
+def sixteen_bits(kind: str) -> bytes:
     grey = np.asarray(SCENE.convert("L")).astype(np.uint16) * 257
-    return encode(Image.fromarray(grey), format)
+    return encode(Image.fromarray(grey), kind)
 
 
-def pages(format: str) -> bytes:
-    return encode(SCENE, format, save_all=True, append_images=[SCENE.rotate(180)] * 2)
+def pages(kind: str) -> bytes:
+    return encode(SCENE, kind, save_all=True, append_images=[SCENE.rotate(180)] * 2)
 
 
 def rotated(orientation: int) -> bytes:

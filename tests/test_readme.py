@@ -61,7 +61,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
     Image.fromarray(draw_scene(0, 0, 96, 128)[0]).save(tmp_path / "photos" / "street.jpg")
     for command in COMMANDS:
         if any(word in command for word in (".download", ".benchmark", "--executor ray")):
-            continue  # test_download.py runs it, against a server on loopback; test_benchmark.py and test_cluster.py those
+            continue  # the tests of these run them, the download against a server on loopback
         try:
             run(command, shared_camvid_like)
         except SystemExit as ended:

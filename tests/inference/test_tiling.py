@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from tiramisu.inference.tiling import blend_tiles, ramp, split
 def test_tiles_cover_a_length_and_begin_on_the_grid(length: int, grid: int) -> None:
     tiles, stride = split(length, 96, 32, grid)
     assert tiles[0].start == 0 and tiles[-1].stop == length
-    for tile, following in zip(tiles, tiles[1:], strict=False):
+    for tile, following in itertools.pairwise(tiles):
         assert following.start % grid == 0
         assert following.start == tile.start + stride and tile.stop - following.start == 32
     assert all(tile.stop - tile.start <= 96 + grid for tile in tiles)

@@ -10,14 +10,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tiramisu.errors import ImageError
-from tiramisu.inference.images import DEFAULT_MAX_PIXELS, DecodedImage, UInt8Array, count_pixels, decode_image
+from tiramisu.inference.images import DEFAULT_MAX_PIXELS, DecodedImage, count_pixels, decode_image
 from tiramisu.inference.inputs import Entry
 from tiramisu.inference.journal import Journal, Record
 from tiramisu.inference.outputs import OutputFolder
-from tiramisu.inference.segmenter import Options, Segmentation, Segmenter
+from tiramisu.inference.segmenter import Options, Segmentation, Segmenter, count_classes
 from tiramisu.inference.video import segment_video
 
 AHEAD = 4  # images that are decoded ahead, and as many that are being written
@@ -242,7 +240,7 @@ def write_image(output: OutputFolder, record: Record, image: DecodedImage, resul
         note=image.note,
         height=result.mask.shape[0],
         width=result.mask.shape[1],
-        counts=count_classes(result.mask, len(output.labels)),
+        counts=tuple(count_classes(result.mask, len(output.labels)).tolist()),
         uncertainty=None if result.uncertainty is None else float(result.uncertainty.mean()),
         segments=output.segments(result.mask),
     )
@@ -278,11 +276,6 @@ def write_video(
 def is_full(pending: Collection[_Pending], more: int = 0) -> bool:
     """Tell whether so many images are decoded or being written that others must wait."""
     return len(pending) >= AHEAD or sum(item.pixels for item in pending) + more > PIXELS_AHEAD
-
-
-def count_classes(mask: UInt8Array, classes: int) -> tuple[int, ...]:
-    """Return the pixels of each class in a mask."""
-    return tuple(int(count) for count in np.bincount(mask.ravel(), minlength=classes)[:classes])
 
 
 def file_stamp(path: Path) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tiramisu.errors import ImageError
 from tiramisu.files import atomic_path
 from tiramisu.inference.images import DEFAULT_MAX_PIXELS
-from tiramisu.inference.segmenter import Options, Segmenter
+from tiramisu.inference.segmenter import Options, Segmenter, count_classes
 from tiramisu.visualize import overlay
 
 FALLBACK_RATE = 25.0  # frames a second, where a file does not tell
@@ -123,7 +123,7 @@ def _segment_frames(
                 writer = open_writer(video, rate, size)
                 stack.callback(writer.release)
             result = segmenter(frame, options)
-            counts = np.bincount(result.mask.ravel(), minlength=len(totals))[: len(totals)]
+            counts = count_classes(result.mask, len(totals))
             totals += counts
             rows.writerow(
                 [count - 1, f"{(count - 1) / rate:.3f}", *(f"{share:.6f}" for share in counts / counts.sum())]
