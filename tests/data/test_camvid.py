@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.odd_images import bomb
 from tiramisu.data import CamVid
 from tiramisu.errors import DataError
 
@@ -58,6 +59,10 @@ def _empty_image(root: Path) -> None:
     (root / "train" / "0000.png").write_bytes(b"")
 
 
+def _bomb(root: Path) -> None:
+    (root / "train" / "0000.png").write_bytes(bomb(15_000, 12_500))  # more would be refused by Pillow already
+
+
 def _empty_split(root: Path) -> None:
     for file in (root / "train").iterdir():
         file.unlink()
@@ -73,6 +78,7 @@ def _empty_split(root: Path) -> None:
         (_truncated_image, r"train.*0000\.png cannot be read"),
         (_text_image, r"train.*0000\.png cannot be read: not an image"),
         (_empty_image, r"train.*0000\.png cannot be read"),
+        (_bomb, r"train.*0000\.png claims 15000 x 12500 pixels"),
         (_empty_split, "holds no PNG images"),
     ],
 )

@@ -12,6 +12,8 @@ from tiramisu.labels import LabelSet
 
 UInt8Array = NDArray[np.uint8]
 
+MAX_PIXELS = 178_956_970  # what Pillow refuses by itself, unless another module has lifted its limit
+
 
 class Sample(NamedTuple):
     """One labelled image.
@@ -73,6 +75,8 @@ def read_mask(path: Path, labels: LabelSet) -> UInt8Array:
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path} claims {image.width} x {image.height} pixels; make it smaller or remove it")
             image.load()
             return image
     except FileNotFoundError as error:
