@@ -60,7 +60,7 @@ def _empty_image(root: Path) -> None:
 
 
 def _bomb(root: Path) -> None:
-    (root / "train" / "0000.png").write_bytes(bomb(15_000, 12_500))  # more would be refused by Pillow already
+    (root / "train" / "0000.png").write_bytes(bomb(20_000, 20_000))
 
 
 def _empty_split(root: Path) -> None:
@@ -78,7 +78,7 @@ def _empty_split(root: Path) -> None:
         (_truncated_image, r"train.*0000\.png cannot be read"),
         (_text_image, r"train.*0000\.png cannot be read: not an image"),
         (_empty_image, r"train.*0000\.png cannot be read"),
-        (_bomb, r"train.*0000\.png claims 15000 x 12500 pixels"),
+        (_bomb, r"train.*0000\.png (claims 20000 x 20000|cannot be read: Image size)"),
         (_empty_split, "holds no PNG images"),
     ],
 )

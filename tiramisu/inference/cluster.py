@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -156,7 +157,7 @@ def results_folder(output: str) -> Iterator[Path]:
     target = Location.of(output)
     with tempfile.TemporaryDirectory(prefix="tiramisu-") as name:
         folder = Path(name)
-        with contextlib.suppress(FileNotFoundError, OSError):
+        with contextlib.suppress(ImageError, OSError):
             (folder / FILE).write_bytes(target.child(FILE).read())
         try:
             yield folder
@@ -184,6 +185,7 @@ def run_on_cluster(
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of what is meant here
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    check_address(address)
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -221,6 +223,21 @@ def run_on_cluster(
                 yield Progress(entry, "failed" if record.reason else "done", reason)
     finally:
         ray.shutdown()
+
+
+def check_address(address: str | None) -> None:
+    """Knock at an address of the form host:port, since Ray itself would try for minutes.
+
+    Raises:
+        ConfigError: nobody answers.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--ray_address {address}: no Ray cluster there ({error})") from error
 
 
 def rows_of(results: Any) -> Iterator[dict[str, Any]]:
