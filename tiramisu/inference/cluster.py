@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import ray
@@ -278,7 +279,8 @@ def find_entries(inputs: Sequence[str], output: str, reserved: Iterable[str]) ->
 
 def _find_remote(uri: str) -> Iterator[tuple[str, str, str]]:
     root = Location.of(uri)
-    scheme = uri.partition("://")[0]
+    scheme, query = uri.partition("://")[0], uri.partition("?")[2]
+    options = f"?{query}" if query else ""  # such as the region and the endpoint of an object store
     info = root.system.get_file_info(root.path)
     if info.type == FileType.File:
         yield uri, PurePosixPath(root.path).stem, _stamp(info)
@@ -295,7 +297,7 @@ def _find_remote(uri: str) -> Iterator[tuple[str, str, str]]:
         inside = PurePosixPath(folder).relative_to(root.path.rstrip("/")).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
         for info, name in zip(files, result_names([info.base_name for info in files]), strict=True):
-            yield f"{scheme}://{info.path}", prefix + name, _stamp(info)
+            yield f"{scheme}://{quote(info.path)}{options}", prefix + name, _stamp(info)
 
 
 def _stamp(info: FileInfo) -> str:
