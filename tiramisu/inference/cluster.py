@@ -126,7 +126,7 @@ class Worker:
 
     def segment(self, path: str, name: str, stamp: str) -> Record:
         """Segment one image or video and write its files; a second time they are the same."""
-        entry = Entry(Path(path), name)
+        entry = Entry(Path(path.partition("?")[0]), name)
         record = blank_record(self.output, entry, stamp)._replace(source=path)
         try:
             contents = Location.of(path).read()
