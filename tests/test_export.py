@@ -1,6 +1,7 @@
 """`tiramisu.export`, called as users call it, and its graphs in the engines that they are for."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ def test_exports_are_checked_and_segment_images_of_any_size(
     trained_run: Path, shared_camvid_like: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     output = tmp_path / "deep" / OUTPUTS[kind]
-    more = [f"--calibration={shared_camvid_like / 'train'}"] if kind == "openvino-int8" else []
+    photos = tmp_path / "photos"
+    shutil.copytree(shared_camvid_like / "train", photos)
+    (photos / "0000.png").write_bytes(b"broken")
+    more = [f"--calibration={photos}"] if kind == "openvino-int8" else []
     export(trained_run, kind, output, *more, f"--data.root={shared_camvid_like}")
     printed = capsys.readouterr().out
     assert "Checked against torch" in printed and "Loss of mIoU" in printed and f"Exported: {output}" in printed

@@ -314,6 +314,10 @@ def test_a_huge_image_fits_into_four_gib(weights: Path, tmp_path: Path) -> None:
         (["{scenes}", "--passes=1"], "--passes"),
         (["{empty}"], "no images in"),
         (["{scenes}", "--output=/dev/null/x"], "/dev/null"),
+        (["{scenes}", "--output="], "is empty"),
+        ([""], "is empty"),
+        (["s3://bucket/photos"], "--executor ray"),
+        (["{scenes}", "--ray_address=127.0.0.1:1"], "--executor ray"),
     ],
 )
 def test_mistakes_are_told_in_one_line(weights: Path, scenes: Path, tmp_path: Path, capsys, arguments, words) -> None:
@@ -338,3 +342,101 @@ def test_predict_does_not_wait_for_torch(weights: Path, scenes: Path, tmp_path: 
     main(command(weights, scenes, tmp_path / "first"))  # puts the graph into the cache
     check = "import sys; from tiramisu.predict import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check, *command(weights, scenes, tmp_path / "second")], check=True)
+
+
+@pytest.mark.parametrize("given", ["d/a.png", "d/*.png", "list.txt", "d/s"])
+def test_files_that_are_no_results_are_never_overwritten(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_scenes(tmp_path / "d" / "s", 1).joinpath("0000.png").rename(tmp_path / "d" / "s" / "a.png")
+    write_scenes(tmp_path / "d", 1).joinpath("0000.png").rename(tmp_path / "d" / "a.png")
+    (tmp_path / "list.txt").write_text("d/a.png\n")
+    before = (tmp_path / "d" / "a.png").read_bytes()
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main([given, "--output=d", f"--weights={weights}"])
+        assert ended.value.code == 3
+        assert "no result of an earlier run" in rows(tmp_path / "d" / "failures.csv")[0]["reason"]
+    assert (tmp_path / "d" / "a.png").read_bytes() == before
+
+
+def segmented(capsys: pytest.CaptureFixture[str]) -> int:
+    """How many images the last run says it has segmented."""
+    return int(capsys.readouterr().out.splitlines()[-1].split()[0])
+
+
+def test_what_is_wanted_anew_is_done_anew(weights: Path, scenes: Path, tmp_path: Path, capsys) -> None:
+    plain = command(weights, scenes, tmp_path)
+    for more, expected in (
+        ([], 6),
+        (["--overlay"], 6),
+        (["--overlay", "--opacity=1"], 6),
+        ([], 0),
+        (["--annotations", "coco"], 6),
+        (["--annotations=coco"], 0),
+    ):
+        main([*plain, *more])
+        assert segmented(capsys) == expected, more
+    assert len(json.loads((tmp_path / "coco.json").read_text())["images"]) == 6
+
+
+def test_another_image_of_the_same_name_size_and_time_is_done(weights: Path, tmp_path: Path, capsys) -> None:
+    for number, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(draw_scene(5, number, 48, 64)[0]).save(tmp_path / folder / "a.bmp")
+        os.utime(tmp_path / folder / "a.bmp", (1, 1))
+        main(command(weights, tmp_path / folder, tmp_path / "masks"))
+        assert segmented(capsys) == 1
+
+
+def test_the_output_of_a_glob_is_no_input(weights: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_scenes(tmp_path / "d", 2)
+    for expected in (2, 0):
+        main(["d/**", "--output=d/out", f"--weights={weights}"])
+        assert segmented(capsys) == expected
+
+
+def test_one_file_or_video_that_cannot_be_written_concerns_no_other(weights: Path, tmp_path: Path) -> None:
+    images = write_scenes(tmp_path / "images", 2)
+    writer = cv2.VideoWriter(str(images / "0000_wide.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (9000, 16))
+    writer.write(np.zeros((16, 9000, 3), np.uint8))
+    writer.release()
+    (images / "0000.png").rename(images / "0000.jpg")
+    write_scenes(images / "0000.png", 1)  # a folder
+    with pytest.raises(SystemExit) as ended:
+        main(command(weights, images, tmp_path / "masks"))
+    assert ended.value.code == 3
+    assert [Path(row["image"]).name for row in rows(tmp_path / "masks" / "failures.csv")] == ["0000_wide.avi"]
+    assert len(rows(tmp_path / "masks" / "areas.csv")) == 3
+
+
+def test_a_failure_that_was_taken_away_is_forgotten(weights: Path, tmp_path: Path) -> None:
+    images = write_scenes(tmp_path / "images", 1)
+    (images / "bad.png").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        main(command(weights, images, tmp_path / "masks"))
+    (images / "bad.png").unlink()
+    main(command(weights, images, tmp_path / "masks"))
+    assert not rows(tmp_path / "masks" / "failures.csv")
+
+
+def test_a_journal_damaged_in_the_middle_is_begun_anew(weights: Path, tmp_path: Path, capsys) -> None:
+    images = write_scenes(tmp_path / "images", 60, (32, 32))
+    main(command(weights, images, tmp_path / "masks"))
+    file = tmp_path / "masks" / ".tiramisu.sqlite"
+    data = bytearray(file.read_bytes())
+    data[4096:] = b"\x5a" * (len(data) - 4096)
+    file.write_bytes(data)
+    main(command(weights, images, tmp_path / "masks"))
+    assert segmented(capsys) == 60
+
+
+def test_a_damaged_graph_in_the_cache_is_made_again(weights: Path, scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TIRAMISU_CACHE", str(tmp_path / "cache"))
+    main(command(weights, scenes, tmp_path / "one"))
+    (graph,) = (tmp_path / "cache").rglob("model.bin")
+    graph.write_bytes(b"")
+    main(command(weights, scenes, tmp_path / "two"))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -11,7 +11,7 @@ import numpy as np
 from tiramisu.cli import command, hide_library_noise, run_function
 from tiramisu.data.loading import build_loader
 from tiramisu.data.transforms import SegmentationDataset
-from tiramisu.errors import ConfigError, TiramisuError
+from tiramisu.errors import ConfigError, ImageError, TiramisuError
 from tiramisu.evaluate import DataOptions, open_labelled
 from tiramisu.files import atomic_folder, atomic_path
 from tiramisu.inference.engines import OPENVINO_GRAPH, UInt8Array, open_engine
@@ -19,7 +19,7 @@ from tiramisu.inference.evaluation import evaluate
 from tiramisu.inference.graphs import write_int8, write_onnx, write_openvino
 from tiramisu.inference.images import decode_image
 from tiramisu.inference.inputs import find_inputs
-from tiramisu.inference.segmenter import Segmenter
+from tiramisu.inference.segmenter import TILE, Segmenter
 from tiramisu.inference.torch_engine import TorchEngine
 from tiramisu.models import load_network
 from tiramisu.weights import find_weights
@@ -68,8 +68,11 @@ def export(
     if output.is_file() and format != "onnx":
         raise ConfigError(f"--output {output} is a file; give a folder")
     folder = find_weights(weights)
-    samples = read_samples(calibration, images) if calibration is not None else draw_samples()
+    if data != DEFAULT_DATA:  # what is wrong with it is told before the work
+        open_labelled(Segmenter(TorchEngine.open(folder, "cpu")), weights, data)
     network = load_network(folder)
+    smallest = network.grid_size
+    samples = read_samples(calibration, images, smallest) if calibration is not None else draw_samples()
     output.parent.mkdir(parents=True, exist_ok=True)
     if format == "onnx":
         with atomic_path(output) as temporary:
@@ -83,8 +86,8 @@ def export(
                 with tempfile.TemporaryDirectory() as scratch:
                     write_openvino(network, Path(scratch) / OPENVINO_GRAPH)
                     print(f"Calibrating on {len(samples)} images.", file=sys.stderr)
-                    tiles = [sample[None] for sample in samples]
-                    write_int8(Path(scratch) / OPENVINO_GRAPH, tiles, staging / OPENVINO_GRAPH)
+                    batches = [sample[None] for sample in samples]
+                    write_int8(Path(scratch) / OPENVINO_GRAPH, batches, staging / OPENVINO_GRAPH)
             shares = check(staging, folder, format, samples)
     print(f"Checked against torch: {100 * min(shares):.2f} % of the pixels or more have the same class.")
     if data != DEFAULT_DATA:
@@ -92,18 +95,28 @@ def export(
     print(f"Exported: {output}")
 
 
-def read_samples(inputs: str, count: int) -> list[UInt8Array]:
+def read_samples(inputs: str, count: int, smallest: int) -> list[UInt8Array]:
     """Read images to calibrate with, evenly spread over a folder.
 
     Raises:
-        ConfigError: there are none.
-        ImageError: one cannot be read.
+        ConfigError: there are none that can be used.
     """
-    entries = [entry for entry in find_inputs([inputs], Path("/dev/null")) if not entry.is_video]
-    if not entries:
-        raise ConfigError(f"no images in --calibration {inputs}")
-    chosen = entries[:: max(1, len(entries) // count)][:count]
-    return [decode_image(entry.path).pixels for entry in chosen]
+    entries = [entry for entry in find_inputs([inputs], Path("nowhere")) if not entry.is_video]
+    chosen = (
+        [entries[index] for index in np.unique(np.linspace(0, len(entries) - 1, count).astype(int))] if entries else []
+    )
+    samples = []
+    for entry in chosen:
+        try:
+            pixels = decode_image(entry.path).pixels[:TILE, :TILE]  # the network will see no more at once
+        except ImageError as error:
+            print(f"Left out: {error}", file=sys.stderr)
+            continue
+        if min(pixels.shape[:2]) >= smallest:
+            samples.append(pixels)
+    if not samples:
+        raise ConfigError(f"no images of at least {smallest} x {smallest} pixels in --calibration {inputs}")
+    return samples
 
 
 def draw_samples() -> list[UInt8Array]:

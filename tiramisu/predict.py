@@ -85,7 +85,14 @@ class Settings:
 
     def made_with(self, weights: Path) -> dict[str, Any]:
         """Return what the masks depend on."""
-        return {"weights": content_hash(weights), "tta": self.tta, "uncertainty": self.uncertainty}
+        chosen = {key: getattr(self, key) for key in ("tta", "uncertainty", "engine", "precision")}
+        return {"weights": content_hash(weights), **chosen}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """Return what is written of each image, and how."""
+        passes = {"passes": self.passes} if self.uncertainty == "mc-dropout" else {}
+        return self.wanted.made() | passes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings for summary.json."""
@@ -114,6 +121,7 @@ def predict(inputs: Sequence[str], output: str, settings: Settings) -> None:
     Raises:
         SystemExit: with 3 where some images failed; with 130 or 143 where the run was interrupted.
     """
+    check_paths(inputs, output, settings)
     weights = find_weights(settings.weights) if settings.weights else default_weights()
     if settings.weights is None:
         print(f"Using the weights in {weights}.", file=sys.stderr)
@@ -121,7 +129,25 @@ def predict(inputs: Sequence[str], output: str, settings: Settings) -> None:
     started = time.perf_counter()
     with Stop() as stop:
         counts, total = segment(inputs, output, settings, weights, stop)
-    report(counts, total, output, time.perf_counter() - started, stop.signal)
+    report(counts, total, output, time.perf_counter() - started, stop.signal, settings.overwrite)
+
+
+def check_paths(inputs: Sequence[str], output: str, settings: Settings) -> None:
+    """Refuse what an empty variable in a script leads to, and URIs where they are not understood.
+
+    Raises:
+        ConfigError: an input or the output is empty, or a URI.
+    """
+    if not output or not all(inputs):
+        raise ConfigError("an input or --output is empty")
+    if settings.executor == "local":
+        for name in (*inputs, output):
+            if "://" in name:
+                raise ConfigError(f"{name} is no local path; --executor ray reads and writes URIs")
+        if settings.ray_address is not None:
+            raise ConfigError("--ray_address is for --executor ray")
+    if settings.uncertainty == "mc-dropout" and settings.engine not in ("auto", "torch"):
+        raise ConfigError(f"--uncertainty mc-dropout needs --engine torch; {settings.engine} has no dropout")
 
 
 def segment_here(
@@ -130,11 +156,13 @@ def segment_here(
     """Segment on this machine; return how many images came to which end, and how many there are."""
     root = Path(output)
     total = count_entries(find_inputs(inputs, root, RESERVED), inputs)
-    segmenter = Segmenter.load(weights, settings.device, settings.actual_engine, settings.precision)
-    folder = OutputFolder(root, segmenter.labels, settings.wanted)
     with Journal(root, settings.made_with(weights), settings.overwrite) as journal:
+        segmenter = Segmenter.load(weights, settings.device, settings.actual_engine, settings.precision)
+        folder = OutputFolder(root, segmenter.labels, settings.wanted)
         batch_size = settings.batch_size or (GPU_BATCH if "cuda" in segmenter.engine.description else 1)
-        run = FolderRun(segmenter, folder, journal, settings.options, batch_size, settings.max_pixels, stop.asked)
+        run = FolderRun(
+            segmenter, folder, journal, settings.options, batch_size, settings.max_pixels, stop.asked, settings.made
+        )
         facts = {"engine": segmenter.engine.description, "protocol": segmenter.engine.card.protocol}
         facts |= {"weights": str(weights), "options": settings.to_dict()}
         results = run.run(find_inputs(inputs, root, RESERVED))
@@ -159,6 +187,7 @@ def segment_on_cluster(
         settings.wanted,
         output,
         settings.max_pixels,
+        settings.made,
     )
     labels = open_engine(weights, settings.actual_engine, settings.device, settings.precision).card.labels
     with cluster.results_folder(output) as root:
@@ -260,16 +289,18 @@ def summarize(
     }
 
 
-def report(counts: Counter[str], total: int, output: str, seconds: float, signal: int) -> None:
+def report(counts: Counter[str], total: int, output: str, seconds: float, signal: int, overwrite: bool) -> None:
     """Say how it went, and exit with a code that tells."""
     done, skipped, failed = counts["done"], counts["skipped"], counts["failed"]
     parts = [f"{done} segmented in {seconds:.1f} s"]
     parts += [f"{skipped} were done already"] if skipped else []
     parts += [f"{failed} failed (see {output}/failures.csv)"] if failed else []
     missing = total - done - skipped - failed
+    again = ", without --overwrite" if overwrite else ""
     if signal:
         print(
-            f"Interrupted with {missing} of {total} to go: {', '.join(parts)}. Run it again to go on.", file=sys.stderr
+            f"Interrupted with {missing} of {total} to go: {', '.join(parts)}. Run it again to go on{again}.",
+            file=sys.stderr,
         )
         raise SystemExit(128 + signal)
     print(f"{', '.join(parts)}. Results: {output}")

@@ -22,7 +22,7 @@ MASKS.append(np.random.default_rng(0).integers(0, 11, (23, 31)).astype(np.uint8)
 
 
 def labelled() -> list[Labelled]:
-    return [Labelled(f"{n}.png", *mask.shape, encode_segments(mask, LABELS)) for n, mask in enumerate(MASKS)]
+    return [Labelled(f"{n}.jpg", f"{n}", *mask.shape, encode_segments(mask, LABELS)) for n, mask in enumerate(MASKS)]
 
 
 def test_coco_files_hold_the_masks(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ UInt8Array = NDArray[np.uint8]
 
 
 class Labelled(NamedTuple):
-    """An image of a COCO file: its name, height, width and segments (see `encode_segments`)."""
+    """An image of a COCO file: its file, the name of its results, height, width, segments (see `encode_segments`)."""
 
     file_name: str
+    name: str
     height: int
     width: int
     segments: dict[str, str]
@@ -64,7 +65,7 @@ def write_panoptic(path: Path, images: Callable[[], Iterable[Labelled]], labels:
             for segment in _segments(image, labels):
                 del segment["name"]
                 infos.append({**segment, "id": segment["category_id"], "iscrowd": 0})
-            yield {"image_id": image_id, "file_name": f"{image.file_name}.png", "segments_info": infos}
+            yield {"image_id": image_id, "file_name": f"{image.name}.png", "segments_info": infos}
 
     _write_json_lists(path, _header(labels), {"images": _coco_images(images()), "annotations": annotations()})
 

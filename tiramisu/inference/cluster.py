@@ -92,6 +92,7 @@ class Work(NamedTuple):
         wanted: what is written of each image.
         output: path or URI of the results.
         max_pixels: of an image.
+        made: what is written of each image, and how.
     """
 
     weights: Mapping[str, bytes]
@@ -102,6 +103,7 @@ class Work(NamedTuple):
     wanted: Wanted
     output: str
     max_pixels: int
+    made: dict[str, Any]
 
 
 class Worker:
@@ -127,7 +129,7 @@ class Worker:
     def segment(self, path: str, name: str, stamp: str) -> Record:
         """Segment one image or video and write its files; a second time they are the same."""
         entry = Entry(Path(path.partition("?")[0]), name)
-        record = blank_record(self.output, entry, stamp)._replace(source=path)
+        record = blank_record(self.output, entry, stamp)._replace(source=path, made=self.work.made)
         try:
             contents = Location.of(path).read()
             if entry.is_video:
@@ -200,7 +202,7 @@ def run_on_cluster(
         while wave := list(itertools.islice(waiting, WAVE)):
             todo = []
             for path, name, stamp in wave:
-                if journal.finished(name, stamp):
+                if journal.finished(name, path, stamp, work.made):
                     yield Progress(Entry(Path(path), name), "skipped")
                 else:
                     todo.append({"path": path, "name": name, "stamp": stamp})

@@ -126,14 +126,27 @@ def open_engine(
         return TorchEngine.open(weights, device, precision)
     if not is_installed(engine):
         raise ConfigError(f"--engine {engine} is not installed; install it with: pip install {engine}")
+    if engine == "openvino" and device not in ("auto", "cpu"):
+        raise ConfigError(f"--engine openvino runs on the CPU; for --device {device} take --engine torch")
+    if graph is not None:
+        return _open_graph(engine, graph, device, precision)
+    from tiramisu.inference.graph_cache import cached_graph
+
+    name = OPENVINO_GRAPH if engine == "openvino" else ONNX_GRAPH
+    try:
+        return _open_graph(engine, cached_graph(weights, name), device, precision)
+    except WeightsError:  # damaged by a full disk, perhaps
+        return _open_graph(engine, cached_graph(weights, name, anew=True), device, precision)
+
+
+def _open_graph(engine: EngineName, graph: Path, device: str, precision: Precision) -> Engine:
     if engine == "openvino":
         from tiramisu.inference.openvino_engine import OpenVinoEngine
 
-        _check_cpu(engine, device)
-        return OpenVinoEngine(graph or _cached_graph(weights, OPENVINO_GRAPH), precision)
+        return OpenVinoEngine(graph, precision)
     from tiramisu.inference.onnx_engine import OnnxEngine
 
-    return OnnxEngine(graph or _cached_graph(weights, ONNX_GRAPH), device, precision)
+    return OnnxEngine(graph, device, precision)
 
 
 def find_graph(weights: Path) -> Path | None:
@@ -164,14 +177,3 @@ def may_have_accelerator() -> bool:
     if sys.platform.startswith("linux"):
         return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
     return True
-
-
-def _check_cpu(engine: str, device: str) -> None:
-    if device not in ("auto", "cpu"):
-        raise ConfigError(f"--engine {engine} runs on the CPU; for --device {device} take --engine torch")
-
-
-def _cached_graph(weights: Path, name: str) -> Path:
-    from tiramisu.inference.graph_cache import cached_graph
-
-    return cached_graph(weights, name)

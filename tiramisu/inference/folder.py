@@ -3,12 +3,15 @@
 import concurrent.futures
 import contextlib
 import errno
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
+
+import cv2
 
 from tiramisu.errors import ImageError
 from tiramisu.inference.images import DEFAULT_MAX_PIXELS, DecodedImage, count_pixels, decode_image
@@ -22,7 +25,9 @@ AHEAD = 4  # images that are decoded ahead, and as many that are being written
 PIXELS_AHEAD = 64_000_000  # and no more than so many pixels of them, or one image
 WORKERS = 2
 # A file name that this file system does not take concerns one image; any other error of writing concerns all.
-OF_ONE_FILE = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+OF_ONE_FILE = {
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+}
 
 
 class Progress(NamedTuple):
@@ -85,6 +90,7 @@ class FolderRun:
         batch_size: images of the same size that are computed together.
         max_pixels: of an image.
         stopped: asked between two images.
+        made: what is written of each image, and how; an image that has all of it is done.
     """
 
     def __init__(
@@ -96,7 +102,9 @@ class FolderRun:
         batch_size: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         stopped: Callable[[], bool] = lambda: False,
+        made: dict[str, Any] | None = None,
     ) -> None:
+        self.made = made or {}
         self.segmenter, self.output, self.journal, self.options = segmenter, output, journal, options
         self.batch_size, self.max_pixels, self.stopped = batch_size, max_pixels, stopped
 
@@ -120,6 +128,7 @@ class FolderRun:
                         if isinstance(result, str):
                             yield self._fail(decoded.entry, decoded.stamp, result)
                         else:
+                            self.journal.start(blank_record(self.output, decoded.entry, decoded.stamp))
                             future = writers.submit(self._write, decoded, result)
                             writing.append(_Pending(decoded.entry, result.mask.size, future))
                     while writing and (is_full(writing) or writing[0].future.done()):
@@ -141,6 +150,9 @@ class FolderRun:
             stamp = file_stamp(entry.path)
             if self._is_done(entry, stamp):
                 yield Progress(entry, "skipped")
+            elif foreign := self._foreign_file(entry):
+                reason = f"{foreign} is there already and no result of an earlier run; choose another --output"
+                yield self._fail(entry, stamp, reason)
             elif entry.is_video:
                 yield self._video(entry, stamp)
             else:
@@ -151,9 +163,20 @@ class FolderRun:
         while waiting and not self.stopped():
             yield waiting.popleft().future.result()
 
+    def _files(self, entry: Entry) -> list[Path]:
+        return self.output.videos(entry.name) if entry.is_video else [*self.output.paths(entry.name).values()]
+
     def _is_done(self, entry: Entry, stamp: str) -> bool:
-        there = self.output.video(entry.name).is_file() if entry.is_video else self.output.complete(entry.name)
-        return there and self.journal.finished(entry.name, stamp)
+        if not all(file.is_file() for file in self._files(entry)):
+            return False
+        made = {} if entry.is_video else self.made
+        return self.journal.finished(entry.name, str(entry.path), stamp, made)
+
+    def _foreign_file(self, entry: Entry) -> Path | None:
+        """Return a file that would be overwritten though it was not written here, such as somebody's photo."""
+        if self.journal.owns(entry.name):
+            return None
+        return next((file for file in self._files(entry) if os.path.lexists(file)), None)
 
     def _decode(self, entry: Entry, stamp: str) -> _Decoded:
         try:
@@ -191,7 +214,7 @@ class FolderRun:
 
     def _write(self, decoded: _Decoded, result: Segmentation) -> Record:
         assert decoded.image is not None
-        record = blank_record(self.output, decoded.entry, decoded.stamp)
+        record = blank_record(self.output, decoded.entry, decoded.stamp)._replace(made=self.made)
         return write_image(self.output, record, decoded.image, result)
 
     def _written(self, pending: _Pending) -> Progress:
@@ -211,12 +234,16 @@ class FolderRun:
 
     def _video(self, entry: Entry, stamp: str) -> Progress:
         record = blank_record(self.output, entry, stamp)
+        self.journal.start(record)
         try:
             done = write_video(
                 self.segmenter, self.output, record, entry.path, self.options, self.max_pixels, self.stopped
             )
         except ImageError as error:
             return self._fail(entry, stamp, str(error))
+        except (RuntimeError, MemoryError, cv2.error) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return self._fail(entry, stamp, f"could not be segmented ({lines[0]})")
         if done is None:
             return Progress(entry, "stopped")
         self.journal.write(done)

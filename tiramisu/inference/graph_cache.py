@@ -1,5 +1,6 @@
 """A cache of the graphs that OpenVINO and ONNX Runtime need, made from weights at first use."""
 
+import atexit
 import contextlib
 import hashlib
 import importlib.metadata
@@ -20,20 +21,22 @@ from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, content_hash
 KEEP = 8  # graphs; each is as large as its weights
 
 
-def cached_graph(weights: Path, name: str) -> Path:
+def cached_graph(weights: Path, name: str, anew: bool = False) -> Path:
     """Return a graph made from a folder of weights, from the cache where it is there.
 
     Args:
         weights: folder of weights.
         name: file name of the graph, which tells its kind.
+        anew: make it again, because what is in the cache is damaged.
 
     Raises:
         WeightsError: the weights are missing or damaged.
     """
     cache = cache_folder()
     folder = cache / fingerprint(weights, name)
-    if (folder / name).is_file():
-        os.utime(folder)
+    if (folder / name).is_file() and not anew:
+        with contextlib.suppress(OSError):
+            os.utime(folder)
         return folder / name
     from tiramisu.inference.graphs import write_onnx, write_openvino
     from tiramisu.models import load_network
@@ -48,6 +51,7 @@ def cached_graph(weights: Path, name: str) -> Path:
         prune(cache)
     except OSError:  # no room, or a home that cannot be written
         folder = Path(tempfile.mkdtemp(prefix="tiramisu-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         write(network, folder / name)
     return folder / name
 

@@ -56,10 +56,11 @@ def find_inputs(inputs: Sequence[str], output: Path, reserved: Iterable[str] = (
         elif path.is_file() and path.suffix.lower() == LIST_SUFFIX:
             groups.append((path.stem, _relative(_read_list(path))))
         elif path.exists():
-            loose.append((path, ""))
+            loose += [(path, "")] if (path, "") not in loose else []
         elif glob.has_magic(given):
             matches = glob.glob(given, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
             found = sorted(Path(match) for match in matches if not Path(match).is_dir())
+            found = [path for path in found if output.resolve() not in path.resolve().parents]
             if not found:
                 raise ConfigError(f"no file matches {given}")
             groups.append((_fixed_part(given).name, _relative(found)))
@@ -125,7 +126,8 @@ def _walk(root: Path, prefix: str, output: Path, reserved: Iterable[str]) -> Ite
         files = [entry.name for entry in visible if _is_wanted(entry)]
         for file, name in zip(files, result_names(files), strict=True):
             yield Entry(folder / file, prefix + name)
-        names = distinct(directories, reserved if folder is root else ())
+        results = [f"{name}.png" for name in result_names(files)]  # a folder may be called like one
+        names = distinct(directories, [*(reserved if folder is root else ()), *results])
         waiting += [(folder / old, f"{prefix}{new}/") for old, new in reversed([*zip(directories, names, strict=True)])]
 
 
@@ -167,7 +169,7 @@ def _relative(files: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def _read_list(path: Path) -> list[Path]:
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     files = list(dict.fromkeys(Path(line.strip()) for line in lines if line.strip()))
     if not files:
         raise ConfigError(f"{path} lists no files; write one path a line")

@@ -38,7 +38,9 @@ class OnnxEngine:
             reason = str(error).strip().splitlines()[0]
             raise WeightsError(f"{graph} cannot be opened by ONNX Runtime ({reason}); export it again") from error
         self.card = Card.from_json(metadata.get(GRAPH_KEY, ""), graph)
-        self.description = f"ONNX Runtime, {wanted[0]}, float32"
+        used = self.session.get_providers()[0]
+        where = next((name for name, provider in PROVIDERS.items() if provider == used), used)
+        self.description = f"ONNX Runtime, {where}, float32"
 
     def logits(self, images: UInt8Array) -> FloatArray:
         """See `Engine`."""

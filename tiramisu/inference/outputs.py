@@ -50,6 +50,15 @@ class Wanted(NamedTuple):
     uncertainty: bool = False
     annotations: tuple[AnnotationKind, ...] = ()
 
+    def made(self) -> dict[str, Any]:
+        """Return what is wanted, and what it depends on: an image that has all of it need not be done again."""
+        active = {
+            name: value for name, value in self._asdict().items() if value and name in ("probabilities", "uncertainty")
+        }
+        if self.overlay != "none":
+            active["overlay"] = [self.overlay, self.opacity]
+        return active | dict.fromkeys(self.annotations, True)
+
 
 class OutputFolder:
     """An output folder: where everything lies, and how it is written.
@@ -81,6 +90,10 @@ class OutputFolder:
         """Return the file of a video's overlay."""
         return self.root / VIDEOS / f"{name}.mp4"
 
+    def videos(self, name: str) -> list[Path]:
+        """Return both files of a video: the overlay, and the areas of its frames."""
+        return [self.video(name), self.video(name).with_suffix(".csv")]
+
     def paths(self, name: str) -> dict[str, Path]:
         """Return the file of each kind that is written of an image."""
         wanted = self.wanted
@@ -96,10 +109,6 @@ class OutputFolder:
         if "labelme" in wanted.annotations:
             files["labelme"] = self.root / LABELME / f"{name}.json"
         return files
-
-    def complete(self, name: str) -> bool:
-        """Tell whether every file of an image is there."""
-        return all(file.is_file() for file in self.paths(name).values())
 
     def write(self, name: str, source: Path, image: UInt8Array, result: Segmentation) -> None:
         """Write the files of an image.
@@ -156,7 +165,9 @@ class OutputFolder:
         with self._table("failures.csv") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "reason"])
-            writer.writerows([record.source, record.reason] for record in journal.failed())
+            for record in journal.failed():
+                if is_there(record.source):  # else it was mended by taking it away
+                    writer.writerow([record.source, record.reason])
         if self.wanted.uncertainty:
             with self._table("review.csv") as file:
                 writer = csv.writer(file)
@@ -166,10 +177,10 @@ class OutputFolder:
                         writer.writerow([record.source, record.result, f"{record.uncertainty:.6f}"])
         if "coco" in self.wanted.annotations:
             with atomic_path(self.root / "coco.json", self.scratch) as temporary:
-                annotations.write_coco(temporary, lambda: _labelled(journal.done(), "source"), self.labels)
+                annotations.write_coco(temporary, lambda: _labelled(journal.done()), self.labels)
         if "coco-panoptic" in self.wanted.annotations:
             with atomic_path(self.root / "panoptic.json", self.scratch) as temporary:
-                annotations.write_panoptic(temporary, lambda: _labelled(journal.done(), "name"), self.labels)
+                annotations.write_panoptic(temporary, lambda: _labelled(journal.done()), self.labels)
         write_json(self.root / "summary.json", summary)
 
     @contextlib.contextmanager
@@ -182,7 +193,12 @@ class OutputFolder:
             yield file
 
 
-def _labelled(records: Iterable[Record], called: Literal["source", "name"]) -> Iterator[annotations.Labelled]:
+def is_there(source: str) -> bool:
+    """Tell whether a file is still there, or a link; of URIs it is assumed."""
+    return "://" in source or os.path.lexists(source)
+
+
+def _labelled(records: Iterable[Record]) -> Iterator[annotations.Labelled]:
     for record in records:
         if record.segments:
-            yield annotations.Labelled(getattr(record, called), record.height, record.width, record.segments)
+            yield annotations.Labelled(record.source, record.name, record.height, record.width, record.segments)

@@ -139,11 +139,11 @@ def open_writer(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWrit
     """Open a video file for frames of a height and width.
 
     Raises:
-        OSError: it cannot be written.
+        ImageError: its codec does not take this size.
     """
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*CODEC), rate, (size[1], size[0]))
     if not writer.isOpened():
-        raise OSError(f"cannot write a video of {size[1]} x {size[0]} pixels")
+        raise ImageError(f"no overlay video of {size[1]} x {size[0]} pixels can be written")
     return writer
 
 

@@ -39,7 +39,7 @@ def content_hash(path: Path) -> str:
         WeightsError: a file is missing.
     """
     digest = hashlib.sha256()
-    names = ("model.xml", "model.bin", "model.onnx") if (path / "model.xml").is_file() else (WEIGHTS_FILE, CONFIG_FILE)
+    names = (WEIGHTS_FILE, CONFIG_FILE) if (path / WEIGHTS_FILE).is_file() else ("model.xml", "model.bin", "model.onnx")
     files = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]
     if path.suffix == ".xml":
         files.append(path.with_suffix(".bin"))
