@@ -64,10 +64,11 @@ def test_the_output_folder_is_no_input(tmp_path: Path) -> None:
         ("*.png", "no file matches"),
         ("empty.txt", "lists no files"),
         (".", "--output"),
+        ("*.tif", "lies in --output"),
     ],
 )
 def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
-    touch(tmp_path, "empty.txt")
+    touch(tmp_path, "empty.txt", "a.tif")
     with pytest.raises(ConfigError, match=message):
         names(given, output=tmp_path)

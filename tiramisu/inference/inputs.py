@@ -60,7 +60,9 @@ def find_inputs(inputs: Sequence[str], output: Path, reserved: Iterable[str] = (
         elif glob.has_magic(given):
             matches = glob.glob(given, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
             found = sorted(Path(match) for match in matches if not Path(match).is_dir())
-            found = [path for path in found if output.resolve() not in path.resolve().parents]
+            if found and all(_lies_in(path, output) for path in found):
+                raise ConfigError(f"all that matches {given} lies in --output {output}; choose another folder")
+            found = [path for path in found if not _lies_in(path, output)]
             if not found:
                 raise ConfigError(f"no file matches {given}")
             groups.append((_fixed_part(given).name, _relative(found)))
@@ -158,6 +160,10 @@ def _named(files: Iterable[tuple[Path, str]], prefix: str, reserved: Iterable[st
         inside = prefix + (f"{name}/" if folder else "")
         for path, stem in zip(paths, result_names([path.name for path in paths]), strict=True):
             yield Entry(path, inside + stem)
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
 
 
 def _relative(files: Sequence[Path]) -> list[tuple[Path, str]]:
