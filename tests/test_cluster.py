@@ -65,6 +65,15 @@ def test_uris_and_bad_images(trained_run: Path, tmp_path: Path, capsys: pytest.C
     assert not list((tmp_path / "masks").rglob("*part"))
 
 
+def test_files_that_are_no_results_are_never_overwritten(trained_run: Path, tmp_path: Path, capsys) -> None:
+    images = write_scenes(tmp_path / "d", 2)
+    before = contents(images)
+    with pytest.raises(SystemExit) as ended:
+        main([str(images / "0000.png"), f"--output={images}", f"--weights={trained_run / 'model'}", "--executor=ray"])
+    assert ended.value.code == 3 and "no result of an earlier run" in capsys.readouterr().err
+    assert before.items() <= contents(images).items()
+
+
 def test_a_cluster_that_is_not_there_is_told(trained_run: Path, tmp_path: Path, capsys) -> None:
     images = write_scenes(tmp_path / "images", 1)
     with pytest.raises(SystemExit):

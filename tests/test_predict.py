@@ -361,6 +361,19 @@ def test_files_that_are_no_results_are_never_overwritten(
     assert (tmp_path / "d" / "a.png").read_bytes() == before
 
 
+def test_a_result_stays_ours_though_its_image_was_broken_for_a_while(weights: Path, tmp_path: Path, capsys) -> None:
+    images = write_scenes(tmp_path / "images", 1)
+    good = (images / "0000.png").read_bytes()
+    main(command(weights, images, tmp_path / "masks"))
+    (images / "0000.png").write_bytes(b"broken")
+    with pytest.raises(SystemExit):
+        main(command(weights, images, tmp_path / "masks"))
+    (images / "0000.png").write_bytes(good)
+    capsys.readouterr()
+    main(command(weights, images, tmp_path / "masks"))
+    assert segmented(capsys) == 1
+
+
 def segmented(capsys: pytest.CaptureFixture[str]) -> int:
     """How many images the last run says it has segmented."""
     return int(capsys.readouterr().out.splitlines()[-1].split()[0])

@@ -194,7 +194,7 @@ def segment_on_cluster(
         folder = OutputFolder(root, labels, settings.wanted)
         with Journal(root, settings.made_with(weights), settings.overwrite) as journal:
             entries = cluster.find_entries(inputs, output, RESERVED)
-            results = cluster.run_on_cluster(work, entries, journal, settings.ray_address)
+            results = cluster.run_on_cluster(work, entries, folder, journal, settings.ray_address)
             facts = {"engine": f"Ray, {settings.engine}", "weights": str(weights), "options": settings.to_dict()}
             return follow(until_stopped(results, stop), total, folder, journal, facts), total
 

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from tiramisu.errors import ConfigError, ImageError, TiramisuError
 from tiramisu.inference.engines import EngineName, Precision
-from tiramisu.inference.folder import Progress, blank_record, file_stamp, write_image, write_video
+from tiramisu.inference.folder import FOREIGN, Progress, blank_record, file_stamp, write_image, write_video
 from tiramisu.inference.images import SUFFIXES, decode_image
 from tiramisu.inference.inputs import VIDEO_SUFFIXES, Entry, find_inputs, result_names
 from tiramisu.inference.journal import FILE, Journal, Record, decode_record
@@ -128,7 +128,7 @@ class Worker:
 
     def segment(self, path: str, name: str, stamp: str) -> Record:
         """Segment one image or video and write its files; a second time they are the same."""
-        entry = Entry(Path(path.partition("?")[0]), name)
+        entry = entry_of(path, name)
         record = blank_record(self.output, entry, stamp)._replace(source=path, made=self.work.made)
         try:
             contents = Location.of(path).read()
@@ -140,15 +140,17 @@ class Worker:
             else:
                 image = decode_image(contents, self.work.max_pixels, path)
                 done = write_image(self.output, record, image, self.segmenter(image.pixels, self.work.options))
+            for file in self.output.files(entry):
+                self.target.child(file.relative_to(self.output.root).as_posix()).write(file)
+            return done
         except (ImageError, ConfigError) as error:
             return record._replace(reason=str(error).removeprefix(f"{path}: "))
         except (RuntimeError, MemoryError, OSError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return record._replace(reason=f"could not be segmented ({lines[0]})")
-        for written in [found for found in self.output.root.rglob("*") if found.is_file()]:
-            self.target.child(written.relative_to(self.output.root).as_posix()).write(written)
-            written.unlink()
-        return done
+        finally:
+            for file in self.output.files(entry):
+                file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -171,7 +173,11 @@ def results_folder(output: str) -> Iterator[Path]:
 
 
 def run_on_cluster(
-    work: Work, entries: Iterable[tuple[str, str, str]], journal: Journal, address: str | None
+    work: Work,
+    entries: Iterable[tuple[str, str, str]],
+    folder: OutputFolder,
+    journal: Journal,
+    address: str | None,
 ) -> Iterator[Progress]:
     """Segment entries on all nodes of a Ray cluster and yield what became of each.
 
@@ -180,6 +186,7 @@ def run_on_cluster(
     Args:
         work: what every worker must know.
         entries: path or URI, name of the results, and stamp of each image.
+        folder: of the journal and the tables, which knows the names of the results.
         journal: of the output.
         address: of the cluster; none starts one on this machine, or takes the one that RAY_ADDRESS names.
 
@@ -195,16 +202,24 @@ def run_on_cluster(
         raise ConfigError(f"--ray_address {address}: no Ray cluster there ({str(error).splitlines()[0]})") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_errored_blocks = 0
     reference = ray.put(work)
     try:
         waiting = iter(entries)
         while wave := list(itertools.islice(waiting, WAVE)):
             todo = []
-            for path, name, stamp in wave:
-                if journal.finished(name, path, stamp, work.made):
-                    yield Progress(Entry(Path(path), name), "skipped")
+            for (path, name, stamp), files in zip(wave, look_up(wave, work, folder), strict=True):
+                entry = entry_of(path, name)
+                record = blank_record(folder, entry, stamp)._replace(source=path)
+                there = [info.path for info in files if info.type != FileType.NotFound]
+                made = {} if entry.is_video else work.made
+                if len(there) == len(files) and journal.finished(name, path, stamp, made):
+                    yield Progress(entry, "skipped")
+                elif there and not journal.owns(name):
+                    reason = FOREIGN.format(there[0])
+                    journal.write(record._replace(reason=reason))
+                    yield Progress(entry, "failed", f"{path}: {reason}")
                 else:
+                    journal.start(record)
                     todo.append({"path": path, "name": name, "stamp": stamp})
             if not todo:
                 continue
@@ -221,11 +236,28 @@ def run_on_cluster(
             for row in rows_of(results):
                 record = decode_record(row["record"])
                 journal.write(record)
-                entry = Entry(Path(record.source), record.name)
+                entry = entry_of(record.source, record.name)
                 reason = f"{record.source}: {record.reason}" if record.reason else ""
                 yield Progress(entry, "failed" if record.reason else "done", reason)
     finally:
         ray.shutdown()
+
+
+def entry_of(path: str, name: str) -> Entry:
+    """Return the entry of a path or URI; its path serves to tell videos."""
+    return Entry(Path(path.partition("?")[0] if is_remote(path) else path), name)
+
+
+def look_up(wave: Sequence[tuple[str, str, str]], work: Work, folder: OutputFolder) -> Iterator[list[FileInfo]]:
+    """Yield, for each entry, what is there of the files that would be written."""
+    target = Location.of(work.output)
+    names = [
+        [target.child(file.relative_to(folder.root).as_posix()).path for file in folder.files(entry_of(path, name))]
+        for path, name, _ in wave
+    ]
+    found = iter(target.system.get_file_info(list(itertools.chain.from_iterable(names))))
+    for files in names:
+        yield list(itertools.islice(found, len(files)))
 
 
 def check_address(address: str | None) -> None:
@@ -276,10 +308,10 @@ def find_entries(inputs: Sequence[str], output: str, reserved: Iterable[str]) ->
             yield str(entry.path.absolute()), entry.name, file_stamp(entry.path)
     for given in inputs:
         if is_remote(given):
-            yield from _find_remote(given)
+            yield from _find_remote(given, output)
 
 
-def _find_remote(uri: str) -> Iterator[tuple[str, str, str]]:
+def _find_remote(uri: str, output: str) -> Iterator[tuple[str, str, str]]:
     root = Location.of(uri)
     scheme, query = uri.partition("://")[0], uri.partition("?")[2]
     options = f"?{query}" if query else ""  # such as the region and the endpoint of an object store
@@ -288,9 +320,13 @@ def _find_remote(uri: str) -> Iterator[tuple[str, str, str]]:
         yield uri, PurePosixPath(root.path).stem, _stamp(info)
         return
     found = root.system.get_file_info(FileSelector(root.path, recursive=True, allow_not_found=True))
+    results = PurePosixPath(Location.of(output).path)
     folders: dict[str, list[FileInfo]] = {}
     for info in sorted(found, key=lambda info: info.path):
         path = PurePosixPath(info.path)
+        hidden = any(part.startswith(".") for part in path.relative_to(root.path.rstrip("/")).parts)
+        if hidden or results in path.parents:
+            continue
         if info.type == FileType.File and path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES:
             folders.setdefault(str(path.parent), []).append(info)
     if not folders:

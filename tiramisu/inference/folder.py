@@ -29,9 +29,11 @@ OF_ONE_FILE = {
     *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 }
 
+FOREIGN = "{} is there already and no result of an earlier run; choose another --output"
+
 
 class Progress(NamedTuple):
-    """What became of one entry: `done`, `skipped` (it was done before) or `failed`, and why."""
+    """What became of one entry: `done`, `skipped` (done before), `stopped` (a video) or `failed`, and why."""
 
     entry: Entry
     state: str
@@ -43,7 +45,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal = 0
-        self.before: dict[int, object] = {}
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -52,7 +54,7 @@ class Stop:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:
@@ -151,8 +153,7 @@ class FolderRun:
             if self._is_done(entry, stamp):
                 yield Progress(entry, "skipped")
             elif foreign := self._foreign_file(entry):
-                reason = f"{foreign} is there already and no result of an earlier run; choose another --output"
-                yield self._fail(entry, stamp, reason)
+                yield self._fail(entry, stamp, FOREIGN.format(foreign))
             elif entry.is_video:
                 yield self._video(entry, stamp)
             else:
@@ -163,20 +164,16 @@ class FolderRun:
         while waiting and not self.stopped():
             yield waiting.popleft().future.result()
 
-    def _files(self, entry: Entry) -> list[Path]:
-        return self.output.videos(entry.name) if entry.is_video else [*self.output.paths(entry.name).values()]
-
     def _is_done(self, entry: Entry, stamp: str) -> bool:
-        if not all(file.is_file() for file in self._files(entry)):
+        if not all(file.is_file() for file in self.output.files(entry)):
             return False
-        made = {} if entry.is_video else self.made
-        return self.journal.finished(entry.name, str(entry.path), stamp, made)
+        return self.journal.finished(entry.name, str(entry.path), stamp, {} if entry.is_video else self.made)
 
     def _foreign_file(self, entry: Entry) -> Path | None:
         """Return a file that would be overwritten though it was not written here, such as somebody's photo."""
         if self.journal.owns(entry.name):
             return None
-        return next((file for file in self._files(entry) if os.path.lexists(file)), None)
+        return next((file for file in self.output.files(entry) if os.path.lexists(file)), None)
 
     def _decode(self, entry: Entry, stamp: str) -> _Decoded:
         try:
@@ -252,7 +249,7 @@ class FolderRun:
 
 def blank_record(output: OutputFolder, entry: Entry, stamp: str) -> Record:
     """Return the record of an entry before it is segmented."""
-    file = output.video(entry.name) if entry.is_video else output.paths(entry.name)["mask"]
+    file = output.files(entry)[0]
     return Record(entry.name, file.relative_to(output.root).as_posix(), str(entry.path), stamp)
 
 

@@ -17,7 +17,16 @@ REBUILT = "rebuilt"
 FAILED, DONE, STARTED = range(3)
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS records (name BLOB PRIMARY KEY, state INTEGER, uncertainty REAL, record TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS records (
+    name BLOB PRIMARY KEY, state INTEGER, owned INTEGER, uncertainty REAL, record TEXT
+) WITHOUT ROWID;
+"""
+
+# Once files were written here they stay ours, also where the image fails later.
+UPSERT = """
+INSERT INTO records VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET
+    state = excluded.state, owned = max(owned, excluded.owned),
+    uncertainty = excluded.uncertainty, record = excluded.record
 """
 
 
@@ -136,8 +145,8 @@ class Journal:
 
     def owns(self, name: str) -> bool:
         """Tell whether files of that name, if there are any, were written here."""
-        query = "SELECT 1 FROM records WHERE name = ? AND state != ?"
-        return self.rebuilt or bool(self._execute(query, (os.fsencode(name), FAILED)))
+        query = "SELECT 1 FROM records WHERE name = ? AND owned"
+        return self.rebuilt or bool(self._execute(query, (os.fsencode(name),)))
 
     def start(self, record: Record) -> None:
         """Note that files are about to be written.
@@ -156,8 +165,8 @@ class Journal:
         self._write(record, FAILED if record.reason else DONE)
 
     def _write(self, record: Record, state: int) -> None:
-        values = (os.fsencode(record.name), state, record.uncertainty, json.dumps(record))
-        self._execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", values)
+        values = (os.fsencode(record.name), state, state != FAILED, record.uncertainty, json.dumps(record))
+        self._execute(UPSERT, values)
 
     def _execute(self, query: str, values: Sequence[Any]) -> list[Any]:
         try:

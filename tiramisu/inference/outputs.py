@@ -15,6 +15,7 @@ from PIL import Image
 
 from tiramisu.files import atomic_path, write_json
 from tiramisu.inference import annotations
+from tiramisu.inference.inputs import Entry
 from tiramisu.inference.journal import Journal, Record
 from tiramisu.inference.segmenter import Segmentation
 from tiramisu.labels import LabelSet
@@ -90,9 +91,11 @@ class OutputFolder:
         """Return the file of a video's overlay."""
         return self.root / VIDEOS / f"{name}.mp4"
 
-    def videos(self, name: str) -> list[Path]:
-        """Return both files of a video: the overlay, and the areas of its frames."""
-        return [self.video(name), self.video(name).with_suffix(".csv")]
+    def files(self, entry: Entry) -> list[Path]:
+        """Return every file that is written of an image or video: the mask or the overlay video first."""
+        if entry.is_video:
+            return [self.video(entry.name), self.video(entry.name).with_suffix(".csv")]
+        return list(self.paths(entry.name).values())
 
     def paths(self, name: str) -> dict[str, Path]:
         """Return the file of each kind that is written of an image."""
