@@ -12,7 +12,7 @@ import torch
 from tiramisu.benchmarking.contenders import Contender, Process
 from tiramisu.benchmarking.predicting import add_int8, engine_contenders, measure_folder, measure_start, workplace
 from tiramisu.benchmarking.timing import Timing, format_timings, race, relative
-from tiramisu.cli import command, hide_library_noise, run_function
+from tiramisu.cli import YES_NO, command, hide_library_noise, run_function, with_flags
 from tiramisu.device import default_device, default_precision
 from tiramisu.errors import ConfigError
 from tiramisu.inference.engines import is_installed
@@ -137,7 +137,7 @@ def print_json(title: str, baseline: str, timings: Sequence[Timing], **more: obj
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     hide_library_noise()
-    args = ["--json=true" if arg == "--json" else arg for arg in (sys.argv[1:] if args is None else args)]
+    args = with_flags(sys.argv[1:] if args is None else args, {"json": YES_NO})
     run_function(benchmark, "tiramisu.benchmark", __doc__, args, positional=True)
 
 

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tiramisu.errors import TiramisuError
 
 Main = Callable[..., None]
 
+YES_NO = ("true", "false")  # values of a flag, see `with_flags`
 FAILURE = 1
 USAGE = 2
 
@@ -86,14 +87,17 @@ def underscored(args: Sequence[str]) -> list[str]:
     return result
 
 
-def with_flags(args: Sequence[str], flags: dict[str, str]) -> list[str]:
-    """Let options be given without a value: each flag that no value follows gets the one given here."""
-    values = {"true", "false", *flags.values()}
+def with_flags(args: Sequence[str], flags: Mapping[str, Sequence[str]]) -> list[str]:
+    """Let options be given without a value.
+
+    Args:
+        args: the command line.
+        flags: the values of each such option; the first is taken where none of them follows.
+    """
     result = []
     for arg, following in zip(args, [*args[1:], ""], strict=True):
-        name = arg.removeprefix("--")
-        bare = arg.startswith("--") and name in flags and following not in values | {"none", "png"}
-        result.append(f"{arg}={flags[name]}" if bare else arg)
+        values = flags.get(arg.removeprefix("--"), ()) if arg.startswith("--") else ()
+        result.append(f"{arg}={values[0]}" if values and following not in values else arg)
     return result
 
 

@@ -26,6 +26,7 @@ from tiramisu.weights import find_weights
 
 Format = Literal["onnx", "openvino", "openvino-int8"]
 
+CHECKED_IMAGES = 4
 CHECK_SIZES = ((96, 128), (150, 210))  # of the images that are compared, where no others are given
 # Share of pixels whose class must be the same as torch's, both in float32 but for what is int8. Integers move the
 # classes along borders, and more in weights that are hardly trained; what that costs, labelled data tell.
@@ -101,7 +102,7 @@ def read_samples(inputs: str, count: int, smallest: int) -> list[UInt8Array]:
     Raises:
         ConfigError: there are none that can be used.
     """
-    entries = [entry for entry in find_inputs([inputs], Path("nowhere")) if not entry.is_video]
+    entries = [entry for entry in find_inputs([inputs]) if not entry.is_video]
     chosen = (
         [entries[index] for index in np.unique(np.linspace(0, len(entries) - 1, count).astype(int))] if entries else []
     )
@@ -126,7 +127,7 @@ def draw_samples() -> list[UInt8Array]:
     return [draw_scene(0, number, *size)[0] for number, size in enumerate(CHECK_SIZES)]
 
 
-def check(graph: Path, weights: Path, format: Format, samples: Sequence[UInt8Array]) -> list[float]:  # noqa: A002
+def check(graph: Path, weights: Path, kind: Format, samples: Sequence[UInt8Array]) -> list[float]:
     """Compare a graph with torch in float32; return the share of equal pixels of each image.
 
     Raises:
@@ -134,10 +135,8 @@ def check(graph: Path, weights: Path, format: Format, samples: Sequence[UInt8Arr
     """
     exported = Segmenter(open_engine(graph, precision="fp32"))
     reference = Segmenter(TorchEngine.open(weights, "cpu", "fp32"))
-    shares = [
-        float(np.mean(exported(sample).mask == reference(sample).mask)) for sample in samples[: len(CHECK_SIZES) + 2]
-    ]
-    if min(shares) < AGREEMENT[format]:
+    shares = [float(np.mean(exported(sample).mask == reference(sample).mask)) for sample in samples[:CHECKED_IMAGES]]
+    if min(shares) < AGREEMENT[kind]:
         raise TiramisuError(
             f"the graph gives only {100 * min(shares):.1f} % of the pixels the same class as torch; it is not exported"
         )

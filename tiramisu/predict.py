@@ -15,7 +15,7 @@ import jsonargparse
 from tqdm import tqdm
 
 from tiramisu import __version__
-from tiramisu.cli import command, hide_library_noise, underscored, with_flags, with_lists
+from tiramisu.cli import YES_NO, command, hide_library_noise, underscored, with_flags, with_lists
 from tiramisu.errors import ConfigError, TiramisuError
 from tiramisu.inference.engines import EngineName, Precision, is_installed, open_engine
 from tiramisu.inference.folder import FolderRun, Progress, Stop
@@ -316,7 +316,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("inputs", nargs="+", type=str, help="images, videos, folders, globs, or a .txt list of paths")
     parser.add_argument("--output", type=str, required=True, help="folder of the results; it is made")
     parser.add_class_arguments(Settings, as_group=False)
-    flags = {"overlay": "jpg", "probabilities": "true", "overwrite": "true"}
+    flags = {"overlay": ("jpg", "png", "none"), "probabilities": YES_NO, "overwrite": YES_NO}
     given = with_flags(underscored(sys.argv[1:] if args is None else args), flags)
     config = parser.parse_args(with_lists(given, {"annotations"}))
     values = vars(config.clone())

@@ -10,6 +10,7 @@ from tiramisu.errors import ConfigError, WeightsError
 from tiramisu.inference.engines import open_engine
 from tiramisu.inference.images import decode_image
 from tiramisu.inference.segmenter import Options, Segmenter, argmax, entropy
+from tiramisu.inference.torch_engine import inference_precision
 from tiramisu.models import FCDenseNet, load_network
 
 SCENE = draw_scene(1, 0, 72, 100)[0]
@@ -187,3 +188,10 @@ def test_a_cached_graph_follows_the_weights(weights: Path, tmp_path: Path, capsy
     torch.nn.init.zeros_(network.classifier[0].weight)
     network.save_pretrained(tmp_path / "other")
     assert (open_engine(tmp_path / "other", "openvino").logits(SCENE[None]).std(axis=(2, 3)) < 1e-3).all()
+
+
+def test_gpus_without_bf16_compute_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert inference_precision(torch.device("cuda")) == torch.float16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert inference_precision(torch.device("cuda")) == torch.bfloat16

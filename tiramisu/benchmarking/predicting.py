@@ -81,7 +81,7 @@ def engine_contenders(template: Contender, folder: Path, engines: list[str]) -> 
 def measure_folder(weights: Path, images: Path, rounds: int) -> Measured:
     """Time a whole folder, from files to files, against the network alone on the same images in memory."""
     segmenter = Segmenter(open_engine(weights))
-    decoded = [decode_image(entry.path).pixels for entry in find_inputs([str(images)], Path())]
+    decoded = [decode_image(entry.path).pixels for entry in find_inputs([str(images)])]
     segmenter(decoded[0])
 
     def whole() -> float:
@@ -90,7 +90,7 @@ def measure_folder(weights: Path, images: Path, rounds: int) -> Measured:
             with Journal(Path(name), {}) as journal:
                 output.begin()
                 started = time.perf_counter()
-                for _ in FolderRun(segmenter, output, journal, Options()).run(find_inputs([str(images)], Path())):
+                for _ in FolderRun(segmenter, output, journal, Options()).run(find_inputs([str(images)])):
                     pass
                 output.write_tables(journal, {})
                 return time.perf_counter() - started

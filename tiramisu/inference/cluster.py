@@ -303,7 +303,7 @@ def find_entries(inputs: Sequence[str], output: str, reserved: Iterable[str]) ->
     """
     local = [given for given in inputs if not is_remote(given)]
     if local:
-        folder = Path("/dev/null") if is_remote(output) else Path(output)
+        folder = None if is_remote(output) else Path(output)
         for entry in find_inputs(local, folder, reserved):
             yield str(entry.path.absolute()), entry.name, file_stamp(entry.path)
     for given in inputs:

@@ -32,13 +32,13 @@ class Entry(NamedTuple):
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_inputs(inputs: Sequence[str], output: Path, reserved: Iterable[str] = ()) -> Iterator[Entry]:
+def find_inputs(inputs: Sequence[str], output: Path | None = None, reserved: Iterable[str] = ()) -> Iterator[Entry]:
     """Yield every image and video that is meant, folder by folder, always in the same order.
 
     Args:
         inputs: files; folders, of which every image and video is taken, hidden ones left out; globs (`**` for any
             depth); text files with one path a line.
-        output: folder of the results, which is never an input.
+        output: folder of the results, which is never an input; none where there are no results.
         reserved: names that no top-level folder of results may have.
 
     Raises:
@@ -50,7 +50,7 @@ def find_inputs(inputs: Sequence[str], output: Path, reserved: Iterable[str] = (
     for given in inputs:
         path = Path(given)
         if path.is_dir():
-            if path.resolve() == output.resolve():
+            if output is not None and path.resolve() == output.resolve():
                 raise ConfigError(f"--output {output} is also an input; choose another folder")
             folders.append((path, path.resolve().name))
         elif path.is_file() and path.suffix.lower() == LIST_SUFFIX:
@@ -108,9 +108,9 @@ def result_names(files: Sequence[str]) -> list[str]:
     return [stem if count[stem.casefold()] == 1 else next(others) for stem in stems]
 
 
-def _walk(root: Path, prefix: str, output: Path, reserved: Iterable[str]) -> Iterator[Entry]:
+def _walk(root: Path, prefix: str, output: Path | None, reserved: Iterable[str]) -> Iterator[Entry]:
     """Yield the images below a folder; a folder that is reached again through a link is not entered again."""
-    seen = {_identity(output)} if output.exists() else set()
+    seen = {_identity(output)} if output is not None and output.exists() else set()
     waiting = [(root, prefix)]
     while waiting:
         folder, prefix = waiting.pop()
@@ -162,8 +162,8 @@ def _named(files: Iterable[tuple[Path, str]], prefix: str, reserved: Iterable[st
             yield Entry(path, inside + stem)
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
-    return folder.resolve() in path.resolve().parents
+def _lies_in(path: Path, folder: Path | None) -> bool:
+    return folder is not None and folder.resolve() in path.resolve().parents
 
 
 def _relative(files: Sequence[Path]) -> list[tuple[Path, str]]:

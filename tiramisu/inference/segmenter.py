@@ -75,7 +75,7 @@ class Options:
     @property
     def only_mask(self) -> bool:
         """Tell whether logits do, without a softmax."""
-        return self == Options()
+        return self.tta == "none" and self.uncertainty == "none" and not self.probabilities
 
 
 class Segmenter:

@@ -23,6 +23,12 @@ def images_to_float(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
+def inference_precision(device: torch.device) -> torch.dtype:
+    """Return what is fastest to infer with: bfloat16 where the hardware has it, float16 on other GPUs, or float32."""
+    precision = default_precision(device)
+    return torch.float16 if device.type == "cuda" and precision == torch.float32 else precision
+
+
 def network_card(network: SegmentationNetwork) -> Card:
     """Return what a user of the network must know.
 
@@ -61,7 +67,7 @@ class TorchEngine:
             WeightsError: the weights are missing or damaged.
         """
         where = choose_device(None if device == "auto" else device)
-        return cls(load_network(weights), where, DTYPES.get(precision) or default_precision(where))
+        return cls(load_network(weights), where, DTYPES.get(precision) or inference_precision(where))
 
     def logits(self, images: UInt8Array) -> FloatArray:
         """See `Engine`."""
