@@ -1,6 +1,7 @@
 """`tiramisu.predict --executor ray` on a Ray cluster of several nodes on this machine."""
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -63,6 +64,19 @@ def test_uris_and_bad_images(trained_run: Path, tmp_path: Path, capsys: pytest.C
     assert len(rows(tmp_path / "masks" / "failures.csv")) == bad
     assert len(list((tmp_path / "masks").rglob("*.png"))) == good
     assert not list((tmp_path / "masks").rglob("*part"))
+
+
+def test_a_cluster_that_was_killed_is_not_waited_for(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # a short name: Ray puts sockets there
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # what a killed one leaves
+        images = write_scenes(tmp_path / "images", 2)
+        options = [f"--output={tmp_path / 'masks'}", f"--weights={trained_run / 'model'}", "--executor=ray"]
+        main([str(images), *options])
+    assert len(rows(tmp_path / "masks" / "areas.csv")) == 2
 
 
 def test_files_that_are_no_results_are_never_overwritten(trained_run: Path, tmp_path: Path, capsys) -> None:

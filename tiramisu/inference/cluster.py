@@ -188,13 +188,15 @@ def run_on_cluster(
         entries: path or URI, name of the results, and stamp of each image.
         folder: of the journal and the tables, which knows the names of the results.
         journal: of the output.
-        address: of the cluster; none starts one on this machine, or takes the one that RAY_ADDRESS names.
+        address: of the cluster; none takes the one that RAY_ADDRESS names, or starts one on this machine.
 
     Raises:
         ConfigError: the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of what is meant here
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # By default Ray would look for a cluster that was once started here, and wait minutes for one that was killed.
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     check_address(address)
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="error")
@@ -260,13 +262,13 @@ def look_up(wave: Sequence[tuple[str, str, str]], work: Work, folder: OutputFold
         yield list(itertools.islice(found, len(files)))
 
 
-def check_address(address: str | None) -> None:
+def check_address(address: str) -> None:
     """Knock at an address of the form host:port, since Ray itself would try for minutes.
 
     Raises:
         ConfigError: nobody answers.
     """
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return
     try:
