@@ -264,6 +264,32 @@ def test_is_never_compiled_again_for_another_image_size(compiler: None) -> None:
             network(torch.rand(batch, 3, height, width)).mean().backward()
 
 
+def test_is_compiled_once_whatever_global_modes_change(compiler: None) -> None:
+    network = FCDenseNet(5, **SMALL, block="fused")
+    images = torch.rand(2, 3, 64, 64)
+    network(images).mean().backward()
+    kernels.Kernel.compiler_works = True
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for cache in (False, True):
+            for mode in (torch.no_grad, torch.enable_grad, torch.inference_mode):
+                for dtype in (torch.bfloat16, torch.float16):
+                    with torch.autocast("cpu", dtype=dtype, cache_enabled=cache, enabled=False), mode():
+                        network(images)
+    assert kernels.Kernel.compiler_works
+
+
+@pytest.mark.slow
+def test_many_layouts_are_compiled_each_for_itself(compiler: None) -> None:
+    for gap in range(4):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            x = torch.rand(6, 7 + gap // 2, 20 + gap % 2).to(dtype)[:, :7, :20]
+            scale, shift = torch.rand(20), torch.rand(20)
+            out = torch.empty(6, 7, 20, dtype=dtype)
+            kernels.normalize(x, scale, shift, out)
+            torch.testing.assert_close(out, torch.relu(x * scale + shift).to(dtype), rtol=1e-2, atol=1e-2)
+    assert kernels.Kernel.compiler_works
+
+
 def test_works_without_a_compiler_and_says_so() -> None:
     code = (
         "import torch, logging; logging.basicConfig()\n"

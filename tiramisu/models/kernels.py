@@ -21,20 +21,20 @@ HASH_FACTORS = (-1640531535, -2048144789, -1028477387)  # 2^32 / golden ratio; t
 
 
 class Kernel:
-    """A function on channels-last tensors that is compiled at its first large call for each data type.
+    """A function on channels-last tensors that is compiled at its first large call for each layout of its arguments.
 
     The compiled loop holds for every size and, where there are gaps between pixels or rows, for every gap. So that
     nothing in it is specialised to the tensors of the first call (sizes that happen to be equal, or too small for two
     threads), it is compiled for examples of the same layout; and what else torch.compile looks at (views, offsets,
-    gradients, inference mode) is taken off the tensors.
+    gradients, inference mode) is taken off the tensors. Which loop fits is decided here alone: torch.compile's own
+    guards would compile again whenever autocast or another global mode changes, and give up at the eighth time.
     """
 
     compiler_works = True
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.compiled = torch.compile(function, dynamic=True, fullgraph=True, options={"cpp.vec_isa_ok": True})
-        self.compiled_for: set[tuple[Any, ...]] = set()
+        self.compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(self, *tensors: Tensor) -> Any:
         """Run the kernel."""
@@ -42,22 +42,37 @@ class Kernel:
         if features.numel() < EAGER_BELOW or 1 in features.shape or not Kernel.compiler_works:
             return self.function(*tensors)
         with torch.inference_mode(False), torch.no_grad():
-            layouts = tuple((tensor.dtype, gaps(tensor)) for tensor in tensors)
-            if layouts not in self.compiled_for and not self._compile(tensors, layouts):
+            # The number of threads is part of the generated code.
+            layout = (torch.get_num_threads(), *((tensor.dtype, gaps(tensor)) for tensor in tensors))
+            compiled = self.compiled.get(layout) or self._compile(tensors)
+            if compiled is None:
                 return self.function(*tensors)
-            return self.compiled(*map(bare, tensors))
+            self.compiled[layout] = compiled
+            return compiled(*map(bare, tensors))
 
-    def _compile(self, tensors: Sequence[Tensor], layouts: tuple[Any, ...]) -> bool:
+    def _compile(self, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
+        compiled = torch.compile(
+            self.function,
+            dynamic=True,
+            fullgraph=True,
+            isolate_recompiles=True,
+            options={"cpp.vec_isa_ok": True, "guard_filter_fn": no_guards},
+        )
         examples = [bare(example(tensor, 1 + position)) for position, tensor in enumerate(tensors)]
         try:
-            self.compiled(*examples)
+            with torch.autocast("cpu", enabled=False):
+                compiled(*examples)
         except Exception as error:  # no compiler, a broken one, a full disk: every kind has its own exception
             Kernel.compiler_works = False
             reason = str(error).strip().splitlines() or [type(error).__name__]
             logger.warning("no C++ compiler that works (%s): FC-DenseNet runs slower, as in the textbook", reason[0])
-            return False
-        self.compiled_for.add(layouts)
-        return True
+            return None
+        return compiled
+
+
+def no_guards(guards: Sequence[object]) -> list[bool]:
+    """Have torch.compile check nothing at a call."""
+    return [False] * len(guards)
 
 
 def bare(x: Tensor) -> Tensor:
