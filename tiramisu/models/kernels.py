@@ -51,7 +51,7 @@ class Kernel:
             return compiled(*map(bare, tensors))
 
     def _compile(self, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
-        compiled = torch.compile(
+        compiled = torch.compile(  # type: ignore[call-overload]  # its overloads lag behind its arguments
             self.function,
             dynamic=True,
             fullgraph=True,
