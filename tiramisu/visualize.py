@@ -1,5 +1,6 @@
 """Masks as pictures: palette, overlay, legend and grids; plain numpy, RGB."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import cv2
@@ -11,8 +12,26 @@ from tiramisu.labels import LabelSet
 
 UInt8Array = NDArray[np.uint8]
 
+# Told apart with every kind of colour vision (Tol, "Colour schemes", 2021: muted, with grey, orange and light blue).
+SAFE_COLORS = (
+    (136, 204, 238), (136, 34, 85), (221, 204, 119), (68, 68, 68), (51, 34, 136), (17, 119, 51), (230, 120, 30),
+    (204, 102, 119), (68, 170, 153), (170, 68, 153), (0, 90, 255), (153, 153, 51), (221, 221, 221),
+)  # fmt: skip
 MARGIN = 6
 TEXT_COLOR = (30, 30, 30)
+
+
+def with_safe_colors(labels: LabelSet) -> LabelSet:
+    """Return the same classes in colours that colour-blind people can tell apart.
+
+    From the fourteenth class on the colours come again, each time darker.
+    """
+    count = len(SAFE_COLORS)
+    palette = tuple(
+        tuple(round(value * 0.6 ** (index // count)) for value in SAFE_COLORS[index % count])
+        for index in range(len(labels))
+    )
+    return dataclasses.replace(labels, palette=palette)
 
 
 def palette_table(labels: LabelSet) -> UInt8Array:

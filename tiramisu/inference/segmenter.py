@@ -40,12 +40,14 @@ class Segmentation:
         probabilities: float32 (classes, H, W), where asked for.
         uncertainty: float32 (H, W), 0 (certain) to 1, where asked for: the entropy of the class probabilities, or with
             mc-dropout the mutual information of class and weights, relative to the largest entropy possible.
+        confidence: float32 (H, W), where asked for: the probability of the class in the mask.
     """
 
     mask: UInt8Array
     labels: LabelSet
     probabilities: FloatArray | None = None
     uncertainty: FloatArray | None = None
+    confidence: FloatArray | None = None
 
     @property
     def areas(self) -> dict[str, float]:
@@ -65,17 +67,20 @@ class Options:
             Ghahramani, 2016), which needs the torch engine.
         passes: of mc-dropout.
         probabilities: whether to return them.
+        confidence: whether to return the probability of each pixel's class; takes a fraction of the memory.
     """
 
     tta: TestTimeAugmentation = "none"
     uncertainty: Uncertainty = "none"
     passes: int = PASSES
     probabilities: bool = False
+    confidence: bool = False
 
     @property
     def only_mask(self) -> bool:
         """Tell whether logits do, without a softmax."""
-        return self.tta == "none" and self.uncertainty == "none" and not self.probabilities
+        plain = self.tta == "none" and self.uncertainty == "none"
+        return plain and not self.probabilities and not self.confidence
 
 
 class Segmenter:
@@ -166,6 +171,7 @@ class Segmenter:
         mask = np.empty(size, np.uint8)
         probabilities = np.empty((len(self.labels), height, width), np.float32) if options.probabilities else None
         uncertainty = np.empty(size, np.float32) if options.uncertainty != "none" else None
+        confidence = np.empty(size, np.float32) if options.confidence else None
 
         def compute(rows: slice, columns: slice) -> FloatArray:
             # Softmax first: the mean of probabilities is one, that of logits of two tiles is nothing.
@@ -178,7 +184,9 @@ class Segmenter:
                 probabilities[:, rows, columns] = piece.probabilities
             if uncertainty is not None and piece.uncertainty is not None:
                 uncertainty[rows, columns] = piece.uncertainty
-        return Segmentation(mask, self.labels, probabilities, uncertainty)
+            if confidence is not None and piece.confidence is not None:
+                confidence[rows, columns] = piece.confidence
+        return Segmentation(mask, self.labels, probabilities, uncertainty, confidence)
 
     def _finish(self, maps: FloatArray, options: Options) -> Segmentation:
         """Turn the maps (see `_maps`) of an image into its result."""
@@ -188,7 +196,9 @@ class Segmenter:
             uncertainty = entropy(classes)
             if options.uncertainty == "mc-dropout":
                 uncertainty = np.maximum(uncertainty - maps[len(self.labels)], 0)
-        return Segmentation(argmax(classes), self.labels, classes if options.probabilities else None, uncertainty)
+        probabilities = classes if options.probabilities else None
+        confidence = classes.max(0) if options.confidence else None
+        return Segmentation(argmax(classes), self.labels, probabilities, uncertainty, confidence)
 
     def _maps(self, images: UInt8Array, options: Options) -> FloatArray:
         """Return class probabilities (B, classes, H, W), or logits where only the mask is wanted.

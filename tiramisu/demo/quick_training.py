@@ -1,0 +1,97 @@
+"""Training the small network of the quickstart from the app, where there are no weights yet."""
+
+import contextlib
+import csv
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, NamedTuple
+
+
+class Progress(NamedTuple):
+    """How far a training is.
+
+    Attributes:
+        state: "idle", "running", "done" or "failed".
+        share: 0 to 1.
+        text: for the visitor.
+    """
+
+    state: str
+    share: float
+    text: str
+
+
+class QuickTraining:
+    """One training at a time for all visitors, in a process of its own.
+
+    Args:
+        runs: folder of the runs.
+        arguments: of `python -m tiramisu.train`; by default it trains on the built-in streets.
+        epochs: that it takes.
+    """
+
+    def __init__(self, runs: Path = Path("runs"), arguments: tuple[str, ...] = (), epochs: int = 16) -> None:
+        self.runs, self.arguments, self.epochs = runs, arguments, epochs
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self._started = 0.0
+
+    def start(self) -> None:
+        """Begin, unless it runs already."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                return
+            self._started = time.time()
+            self._log = tempfile.TemporaryFile()
+            command = [sys.executable, "-m", "tiramisu.train", f"--runs={self.runs}", *self.arguments]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+
+    def stop(self) -> None:
+        """End it early; nothing is left running."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def progress(self) -> Progress:
+        """Tell how far it is."""
+        process = self._process
+        if process is None:
+            return Progress("idle", 0.0, "")
+        code = process.poll()
+        if code is None:
+            epochs, score = self._history()
+            elapsed = time.time() - self._started
+            text = f"Epoch {min(epochs + 1, self.epochs)} of {self.epochs}, {elapsed:.0f} s"
+            return Progress("running", epochs / self.epochs, text + (f", {100 * score:.0f} mIoU so far" if score else ""))
+        if code == 0:
+            return Progress("done", 1.0, "Training is done.")
+        return Progress("failed", 0.0, f"Training failed: {self._last_line()}")
+
+    def _history(self) -> tuple[int, float]:
+        """Return the epochs that are done, and the last mIoU."""
+        files = [file for file in self.runs.glob("*/version_*/metrics.csv") if file.stat().st_mtime >= self._started]
+        if not files:
+            return 0, 0.0
+        rows: list[dict[str, str]] = []
+        with contextlib.suppress(OSError), max(files, key=lambda file: file.stat().st_mtime).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        scores = [float(row["val/mIoU"]) for row in rows if row.get("val/mIoU")]
+        return len(rows), scores[-1] if scores else 0.0
+
+    def _last_line(self) -> str:
+        if self._log is None:
+            return ""
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "no reason given"
