@@ -27,10 +27,8 @@ def with_safe_colors(labels: LabelSet) -> LabelSet:
     From the fourteenth class on the colours come again, each time darker.
     """
     count = len(SAFE_COLORS)
-    palette = tuple(
-        tuple(round(value * 0.6 ** (index // count)) for value in SAFE_COLORS[index % count])
-        for index in range(len(labels))
-    )
+    shades = [(SAFE_COLORS[index % count], 0.6 ** (index // count)) for index in range(len(labels))]
+    palette = tuple((round(r * shade), round(g * shade), round(b * shade)) for (r, g, b), shade in shades)
     return dataclasses.replace(labels, palette=palette)
 
 

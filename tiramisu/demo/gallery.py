@@ -1,12 +1,16 @@
 """The images of one visitor and what the networks saw in them, in a folder that goes with the visitor."""
 
+import base64
 import dataclasses
 import hashlib
+import io
 import shutil
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,8 +21,11 @@ from tiramisu.errors import ImageError
 from tiramisu.inference.images import DecodedImage, decode_image
 from tiramisu.inference.segmenter import Options, Segmentation, count_classes
 from tiramisu.labels import LabelSet
+from tiramisu.visualize import overlay
 
 UInt8Array = NDArray[np.uint8]
+
+THUMBNAIL_SIDE = 96
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Result:
         confidence: mean probability of the pixels' classes.
         uncertainty: mean over the pixels, where it was asked for.
         note: what is worth saying about how the image was read.
+        thumbnail: of the overlay, as a data URL.
         error: why there is no result; empty where there is one.
     """
 
@@ -67,6 +75,7 @@ class Result:
     confidence: float = 0.0
     uncertainty: float | None = None
     note: str = ""
+    thumbnail: str = ""
     error: str = ""
 
     @property
@@ -82,7 +91,7 @@ class Result:
 
     def segmentation(self) -> Segmentation:
         """Return the result as `Segmenter` gave it, to 8 bits."""
-        uncertainty = None if self.uncertainty is None else self.read("uncertainty") / np.float32(255)
+        uncertainty = None if self.uncertainty is None else self.read("uncertainty").astype(np.float32) / 255
         return Segmentation(self.read("mask"), self.labels, uncertainty=uncertainty)
 
 
@@ -119,7 +128,9 @@ class Gallery:
         if len(self.pictures) >= self.limits.images:
             raise ImageError(f"{name}: {self.limits.images} images are enough for one visit; remove some first")
         if self._stored + len(data) > self.limits.session_mib * MIB:
-            raise ImageError(f"{name}: {self.limits.session_mib} MiB are enough for one visit; remove some images first")
+            raise ImageError(
+                f"{name}: {self.limits.session_mib} MiB are enough for one visit; remove some images first"
+            )
         picture = Picture(key, name, self.root / f"{key}.image")
         picture.path.write_bytes(data)
         self._stored += len(data)
@@ -167,15 +178,25 @@ class Gallery:
         found, seconds = service.segment(image.pixels, setup.options)
         folder.mkdir()
         Image.fromarray(found.mask).save(folder / "mask.png", compress_level=3)
-        confidence = uncertainty = None
-        if found.confidence is not None:
-            confidence = _save_share(found.confidence, folder / "confidence.png")
-        if found.uncertainty is not None:
-            uncertainty = _save_share(found.uncertainty, folder / "uncertainty.png")
-        counts = tuple(count_classes(found.mask, len(service.labels)).tolist())
-        return self._keep(setup, Result(
-            picture, service.labels, folder, *found.mask.shape, counts, seconds, confidence or 0.0, uncertainty, image.note
-        ))  # fmt: skip
+        means = {
+            kind: _save_share(values, folder / f"{kind}.png")
+            for kind, values in (("confidence", found.confidence), ("uncertainty", found.uncertainty))
+            if values is not None
+        }
+        result = Result(
+            picture,
+            service.labels,
+            folder,
+            height=found.mask.shape[0],
+            width=found.mask.shape[1],
+            counts=tuple(count_classes(found.mask, len(service.labels)).tolist()),
+            seconds=seconds,
+            confidence=means.get("confidence", 0.0),
+            uncertainty=means.get("uncertainty"),
+            note=image.note,
+            thumbnail=thumbnail(image.pixels, found),
+        )
+        return self._keep(setup, result)
 
     def _keep(self, setup: Setup, result: Result) -> Result:
         self._results[result.picture.key, setup] = result
@@ -183,6 +204,22 @@ class Gallery:
             _, oldest = self._results.popitem(last=False)
             shutil.rmtree(oldest.folder, ignore_errors=True)
         return result
+
+
+def data_url(values: UInt8Array, kind: str, **options: Any) -> str:
+    """Return a picture, grey (H, W) or RGB (H, W, 3), as the address of itself."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def thumbnail(image: UInt8Array, result: Segmentation) -> str:
+    """Return a small overlay as a data URL."""
+    scale = min(1.0, THUMBNAIL_SIDE / max(image.shape[:2]))
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    mask = cv2.resize(result.mask, size, interpolation=cv2.INTER_NEAREST)
+    return data_url(overlay(small, mask, result.labels), "JPEG", quality=80)
 
 
 def _save_share(values: NDArray[np.float32], path: Path) -> float:

@@ -47,7 +47,7 @@ class QuickTraining:
             if self._process is not None and self._process.poll() is None:
                 return
             self._started = time.time()
-            self._log = tempfile.TemporaryFile()
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process
             command = [sys.executable, "-m", "tiramisu.train", f"--runs={self.runs}", *self.arguments]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
 
@@ -73,7 +73,9 @@ class QuickTraining:
             epochs, score = self._history()
             elapsed = time.time() - self._started
             text = f"Epoch {min(epochs + 1, self.epochs)} of {self.epochs}, {elapsed:.0f} s"
-            return Progress("running", epochs / self.epochs, text + (f", {100 * score:.0f} mIoU so far" if score else ""))
+            return Progress(
+                "running", epochs / self.epochs, text + (f", {100 * score:.0f} mIoU so far" if score else "")
+            )
         if code == 0:
             return Progress("done", 1.0, "Training is done.")
         return Progress("failed", 0.0, f"Training failed: {self._last_line()}")

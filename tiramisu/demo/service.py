@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tiramisu.demo.limits import LIMITS
 from tiramisu.errors import TiramisuError
 from tiramisu.inference.segmenter import Options, Segmentation, Segmenter
+from tiramisu.labels import LabelSet
 
 
 class BusyError(TiramisuError):
@@ -77,3 +78,23 @@ class Service:
             start = time.perf_counter()
             result = self.segmenter(image, options)
             return result, time.perf_counter() - start
+
+    def one_by_one(self, labels: LabelSet) -> "Frames":
+        """Return what segments the frames of a video, each in its own turn, and draws them in the colours of labels."""
+        return Frames(self, labels)
+
+
+class Frames:
+    """Stands for a segmenter where frames take turns with the images of others.
+
+    Args:
+        service: whose turns.
+        labels: the classes in the colours to draw.
+    """
+
+    def __init__(self, service: Service, labels: LabelSet) -> None:
+        self.service, self.labels = service, labels
+
+    def __call__(self, image: NDArray[np.uint8], options: Options | None = None) -> Segmentation:
+        """Segment a frame; see `Service.segment`."""
+        return self.service.segment(image, options or Options())[0]

@@ -457,7 +457,9 @@ function firstChannel(picture) {
   const context = new OffscreenCanvas(picture.width, picture.height).getContext("2d", { willReadFrequently: true });
   context.drawImage(picture, 0, 0);
   const { data } = context.getImageData(0, 0, picture.width, picture.height);
-  return Uint8Array.from({ length: data.length / 4 }, (_, index) => data[4 * index]);
+  const values = new Uint8Array(data.length / 4);
+  for (let index = 0; index < values.length; index++) values[index] = data[4 * index];
+  return values;
 }
 
 function word([red, green, blue]) {

@@ -1,20 +1,17 @@
-"""What the viewer in the browser is sent; viewer.js draws it, so that opacity, classes, zoom and pointing need no server.
+"""What the viewer in the browser is sent; viewer.js draws it, so that opacity, classes and zoom need no server.
 
 Streamlit has no part that compares pictures under one zoom, names the class under the pointer or turns classes off, and
 third-party ones do one of these each, with a round trip to the server for every change. Hence a component of our own.
 """
 
-import base64
-import io
 from importlib import resources
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from tiramisu.demo.gallery import Result
+from tiramisu.demo.gallery import Result, data_url
 from tiramisu.labels import LabelSet
 
 UInt8Array = NDArray[np.uint8]
@@ -29,7 +26,9 @@ def asset(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def viewer_data(image: UInt8Array, result: Result, labels: LabelSet, settings: dict[str, Any], side: int) -> dict[str, Any]:
+def viewer_data(
+    image: UInt8Array, result: Result, labels: LabelSet, settings: dict[str, Any], side: int
+) -> dict[str, Any]:
     """Return the picture and its maps for the viewer, in values that JSON knows.
 
     Args:
@@ -48,8 +47,8 @@ def viewer_data(image: UInt8Array, result: Result, labels: LabelSet, settings: d
     areas = result.areas
     present = sorted((name for name in labels.names if areas[name] > 0), key=lambda name: -areas[name])
     return {
-        "picture": _data_url(shrunk, "JPEG", quality=90),
-        **{kind: _data_url(values, "PNG", compress_level=1) for kind, values in maps.items()},
+        "picture": data_url(shrunk, "JPEG", quality=90),
+        **{kind: data_url(values, "PNG", compress_level=1) for kind, values in maps.items()},
         "height": result.height,
         "width": result.width,
         "name": result.picture.name,
@@ -98,9 +97,3 @@ def _shrink(values: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     if size == values.shape[::-1]:
         return values
     return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)
-
-
-def _data_url(values: UInt8Array, kind: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -2,9 +2,10 @@
 
 import contextlib
 import csv
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -13,11 +14,23 @@ from numpy.typing import NDArray
 from tiramisu.errors import ImageError
 from tiramisu.files import atomic_path
 from tiramisu.inference.images import DEFAULT_MAX_PIXELS
-from tiramisu.inference.segmenter import Options, Segmenter, count_classes
+from tiramisu.inference.segmenter import Options, Segmentation, count_classes
+from tiramisu.labels import LabelSet
 from tiramisu.visualize import overlay
 
 FALLBACK_RATE = 25.0  # frames a second, where a file does not tell
-CODEC = "mp4v"  # every build of OpenCV has it
+# Every build of OpenCV has these; browsers play VP8.
+CODECS = {".mp4": "mp4v", ".webm": "VP80"}
+
+
+class FrameSegmenter(Protocol):
+    """What segments frames: a Segmenter, or what stands for one."""
+
+    labels: LabelSet
+
+    def __call__(self, image: NDArray[np.uint8], options: Options | None = None) -> Segmentation:
+        """Segment an image, uint8 (H, W, 3) RGB."""
+        ...
 
 
 class VideoResult(NamedTuple):
@@ -60,8 +73,16 @@ def read_frames(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Itera
     return frames(), rate if 0 < rate < 1000 else FALLBACK_RATE
 
 
+def count_frames(path: Path) -> int:
+    """Return how many frames a video claims to have; 0 where it does not tell."""
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    capture.release()
+    return max(count, 0)
+
+
 def segment_video(
-    segmenter: Segmenter,
+    segmenter: FrameSegmenter,
     path: Path,
     output: Path,
     scratch: Path | None = None,
@@ -69,18 +90,20 @@ def segment_video(
     opacity: float = 0.55,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     stopped: Callable[[], bool] = lambda: False,
+    max_frames: int | None = None,
 ) -> VideoResult | None:
     """Segment every frame of a video.
 
     Args:
         segmenter: for the frames.
         path: of the video.
-        output: of the overlay video, .mp4; the areas go beside it, with the suffix .csv.
+        output: of the overlay video, .mp4 or .webm; the areas go beside it, with the suffix .csv.
         scratch: folder for half-written files.
         options: for the frames.
         opacity: of the overlay.
         max_pixels: of a frame.
         stopped: asked before every frame; where it says yes, nothing is written.
+        max_frames: what comes after so many is left out.
 
     Returns:
         None where it was stopped.
@@ -90,13 +113,14 @@ def segment_video(
         OSError: the output cannot be written.
     """
     frames, rate = read_frames(path, max_pixels)
+    frames = itertools.islice(frames, max_frames)
     with contextlib.suppress(_StoppedError):
         return _segment_frames(segmenter, path, frames, rate, output, scratch, options, opacity, stopped)
     return None
 
 
 def _segment_frames(
-    segmenter: Segmenter,
+    segmenter: FrameSegmenter,
     path: Path,
     frames: Iterator[NDArray[np.uint8]],
     rate: float,
@@ -141,7 +165,8 @@ def open_writer(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWrit
     Raises:
         ImageError: its codec does not take this size.
     """
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*CODEC), rate, (size[1], size[0]))
+    codec = cv2.VideoWriter.fourcc(*CODECS[path.suffix])
+    writer = cv2.VideoWriter(str(path), codec, rate, (size[1], size[0]))
     if not writer.isOpened():
         raise ImageError(f"no overlay video of {size[1]} x {size[0]} pixels can be written")
     return writer

@@ -1,0 +1,444 @@
+"""The app: `streamlit run app.py`. Layout and state only; what it shows comes from tiramisu.demo."""
+
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import streamlit as st
+from PIL import Image
+
+from tiramisu.data.streets import draw_scene
+from tiramisu.demo import viewer
+from tiramisu.demo.assessment import assess, find_partner, read_truth
+from tiramisu.demo.clips import ClipProgress, segment_clip
+from tiramisu.demo.gallery import Gallery, Picture, Result, Setup
+from tiramisu.demo.limits import LIMITS
+from tiramisu.demo.models import Model, find_models
+from tiramisu.demo.package import VERDICTS, doubt, relabelling_list, write_package
+from tiramisu.demo.quick_training import QuickTraining
+from tiramisu.demo.service import Service, Turnstile
+from tiramisu.errors import TiramisuError
+from tiramisu.inference.engines import EngineName, is_installed
+from tiramisu.inference.segmenter import Options, Segmenter
+from tiramisu.labels import LabelSet
+from tiramisu.visualize import error_map, with_safe_colors
+from tiramisu.weights import content_hash
+
+RUNS = Path(os.environ.get("TIRAMISU_RUNS", "runs"))
+SAMPLES = 4
+SAMPLE_SEED, SAMPLE_SIZE = 2024, (360, 480)
+STEP_SECONDS = 0.7  # after which new results are shown
+SOURCES = ("Photos", "Camera", "Video")
+ENGINES: dict[EngineName, str] = {
+    "auto": "Fastest", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "torch": "PyTorch",
+}  # fmt: skip
+
+SHOW = st.components.v2.component(
+    "tiramisu_viewer", html=viewer.asset("viewer.html"), css=viewer.asset("viewer.css"), js=viewer.asset("viewer.js")
+)
+
+
+# ---- shared by all visitors
+
+
+@st.cache_resource
+def turnstile() -> Turnstile:
+    """Return the one queue for this machine."""
+    return Turnstile()
+
+
+@st.cache_resource(max_entries=3, show_spinner="Loading the model …")
+def load_service(path: str, engine: EngineName, changed: float) -> tuple[Service, str]:
+    """Load a model once for everybody; `changed` makes a retrained one another model."""
+    del changed
+    return Service(Segmenter.load(path, engine=engine), turnstile()), content_hash(Path(path))
+
+
+@st.cache_resource
+def quick_training() -> QuickTraining:
+    """Return the one training that can run."""
+    return QuickTraining(RUNS)
+
+
+@st.cache_data(show_spinner=False, max_entries=SAMPLES)
+def sample(number: int) -> bytes:
+    """Draw a sample scene as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(draw_scene(SAMPLE_SEED, number, *SAMPLE_SIZE)[0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# ---- of one visitor
+
+
+@st.cache_resource(scope="session", show_spinner=False, on_release=Gallery.close)
+def gallery() -> Gallery:
+    """Return the visitor's pictures and results; they go when the visitor does."""
+    return Gallery()
+
+
+def state(name: str, default: Any) -> Any:
+    """Return a value of this visit."""
+    return st.session_state.setdefault(name, default)
+
+
+# ---- parts of the page
+
+
+def settings_part(models: list[Model]) -> tuple[Model, Service, Setup, LabelSet]:
+    """Show the settings in the sidebar; return what they choose."""
+    by_name = {model.name: model for model in models}
+    with st.sidebar:
+        st.header("Settings")
+        name = st.selectbox(
+            "Model", list(by_name), format_func=lambda key: by_name[key].title, key="model", bind="query-params"
+        )
+        model = by_name.get(name, models[0])
+        with st.expander("About this model"):
+            st.table({"": list(model.facts), "Value": list(model.facts.values())} if model.facts else {})
+        usable = [engine for engine in ENGINES if engine in ("auto", "torch") or is_installed(engine)]
+        engine = st.selectbox("Engine", usable, format_func=ENGINES.__getitem__, key="engine", bind="query-params")
+        flip = st.toggle(
+            "Average with the mirrored image", key="flip", bind="query-params",
+            help="Flip test-time augmentation: a little better, twice the time.",
+        )  # fmt: skip
+        dropout = st.toggle(
+            "Uncertainty by MC-dropout", key="dropout", bind="query-params", disabled=not model.can_drop,
+            help="Eight passes with dropout instead of one without, in PyTorch. Shows what the network has not learned."
+            if model.can_drop else "This model was trained without dropout.",
+        )  # fmt: skip
+        safe = st.toggle("Colour-blind-safe colours", key="safe", bind="query-params")
+    dropout = dropout and model.can_drop
+    if dropout:
+        engine = "torch"
+    options = Options("flip" if flip else "none", "mc-dropout" if dropout else "entropy", confidence=True)
+    changed = max(file.stat().st_mtime for file in model.path.iterdir())
+    service, weights = load_service(str(model.path), engine, changed)
+    with st.sidebar:
+        st.caption(f"Runs with {service.description}.")
+    labels = with_safe_colors(service.labels) if safe else service.labels
+    return model, service, Setup(weights, engine, options), labels
+
+
+def training_part() -> None:
+    """Offer to train a model, where there is none."""
+    st.info(
+        "There are no weights yet. Train a small model on built-in street scenes: a few minutes, once for everybody."
+    )
+    training_progress()
+
+
+@st.fragment(run_every=1.0)
+def training_progress() -> None:
+    """Show how far the training is."""
+    training = quick_training()
+    state_, share, text = training.progress()
+    if state_ == "done":
+        st.rerun(scope="app")
+    if state_ == "running":
+        st.progress(share, text)
+        st.button("Stop training", on_click=training.stop)
+        return
+    if state_ == "failed":
+        st.error(text)
+    st.button("Train a small model", type="primary", on_click=training.start)
+
+
+def photos_part() -> list[Picture]:
+    """Let the visitor bring images; return them all."""
+    files = st.file_uploader(
+        "Drop images here", accept_multiple_files=True, key="files", max_upload_size=LIMITS.image_mib,
+        help="JPEG, PNG, WebP, TIFF, AVIF, BMP, GIF and more, of any size up to "
+        f"{LIMITS.pixels // 1_000_000} megapixels. They leave this server when you do.",
+    )  # fmt: skip
+    pictures = [picture for file in files if (picture := bring(file.file_id, file.name, file))]
+    known = state("brought", {})
+    for file_id in set(known) - {file.file_id for file in files}:
+        key = known.pop(file_id)
+        if key not in known.values():
+            gallery().remove(key)
+    return pictures + samples_part(not pictures)
+
+
+def bring(file_id: str, name: str, file: io.BytesIO) -> Picture | None:
+    """Keep an uploaded image, once; say what is wrong with it."""
+    known = state("brought", {})
+    if file_id not in known:
+        try:
+            known[file_id] = gallery().add(name, file.getvalue()).key
+        except TiramisuError as error:
+            st.error(str(error))
+            return None
+    return gallery().pictures.get(known[file_id])
+
+
+def samples_part(expanded: bool) -> list[Picture]:
+    """Show the sample scenes to choose from; return the chosen ones."""
+    chosen = {int(text) for text in st.query_params.get("samples", "").split(",") if text.isdecimal()}
+    with st.expander("Or try a sample scene", expanded=expanded):
+        for number, column in enumerate(st.columns(SAMPLES)):
+            column.image(sample(number), width="stretch", alt=f"Sample scene {number + 1}: a drawn street")
+            label = f"Remove scene {number + 1}" if number in chosen else f"Use scene {number + 1}"
+            if column.button(label, key=f"sample{number}", width="stretch"):
+                st.query_params["samples"] = ",".join(map(str, sorted(chosen ^ {number})))
+                st.rerun()
+    return [gallery().add(f"scene {number + 1}.png", sample(number)) for number in sorted(chosen) if number < SAMPLES]
+
+
+def camera_part() -> list[Picture]:
+    """Let the visitor take photos; return them all."""
+    photo = st.camera_input("Take a photo", key="camera", resolution="720p")
+    taken: dict[str, str] = state("taken", {})
+    if photo is not None and photo.file_id not in taken:
+        try:
+            taken[photo.file_id] = gallery().add(f"photo {len(taken) + 1}.jpg", photo.getvalue()).key
+        except TiramisuError as error:
+            st.error(str(error))
+    return [gallery().pictures[key] for key in taken.values() if key in gallery().pictures]
+
+
+def segment_next(pending: list[Picture], total: int, service: Service, setup: Setup) -> None:
+    """Segment images for a moment, then show them; clicking anything interrupts between two images."""
+    keys = {picture.key for picture in pending}
+    if state("cancelled", frozenset()) & keys == keys:
+        st.warning(f"Cancelled: {len(pending)} of {total} images are not segmented.")
+        st.button("Go on", on_click=lambda: st.session_state.update(cancelled=frozenset()))
+        return
+    bar, button = st.columns([5, 1], vertical_alignment="center")
+    button.button("Cancel", key="cancel", on_click=lambda: st.session_state.update(cancelled=frozenset(keys)))
+    progress = bar.progress(0.0)
+    start = time.monotonic()
+    for position, picture in enumerate(pending):
+        done = total - len(pending) + position
+        progress.progress(done / total, f"Segmenting {done + 1} of {total}: {picture.name}")
+        try:
+            gallery().analyse(picture, service, setup)
+        except TiramisuError as error:
+            st.warning(str(error))
+            st.button("Try again")
+            return
+        if done == 0 or time.monotonic() - start > STEP_SECONDS:
+            break
+    st.rerun()
+
+
+def table_part(results: list[Result]) -> Result:
+    """Show many results as a table, the most uncertain first; return the one to look at."""
+    ordered = sorted(results, key=doubt, reverse=True)
+    if len(ordered) == 1:
+        return ordered[0]
+    verdicts = state("verdicts", {})
+    rows = [
+        {
+            "Overlay": result.thumbnail,
+            "Image": result.picture.name,
+            "Uncertainty": 100 * doubt(result),
+            "Verdict": verdicts.get(result.picture.key, ""),
+            **{name: 100 * share for name, share in result.areas.items()},
+        }
+        for result in ordered
+    ]
+    share = st.column_config.NumberColumn(format="%.1f %%")
+    chosen = st.dataframe(
+        rows, hide_index=True, row_height=56, height=min(36 + 56 * len(rows), 330), key="table",
+        on_select="rerun", selection_mode="single-row", alt="Results: areas and uncertainty of every image",
+        column_config={
+            "Overlay": st.column_config.ImageColumn(width="small"),
+            "Uncertainty": st.column_config.ProgressColumn(format="%.1f %%", min_value=0, max_value=100),
+            **dict.fromkeys(ordered[0].labels.names, share),
+        },
+    )  # fmt: skip
+    st.caption("Most uncertain first: worth labelling next. Click a row to look at it, a column to sort.")
+    selected = cast(Any, chosen).selection.rows
+    if selected and selected[0] < len(ordered):
+        st.session_state.shown = ordered[selected[0]].picture.key
+    shown = state("shown", None)
+    return next((result for result in ordered if result.picture.key == shown), ordered[0])
+
+
+@st.fragment
+def viewer_part(result: Result, labels: LabelSet) -> None:
+    """Show the viewer; its settings go into the page's address."""
+    settings = viewer.read_settings(st.query_params.to_dict(), labels)
+    pixels = gallery().decode(result.picture).pixels
+    data = viewer.viewer_data(pixels, result, labels, settings, LIMITS.display_side)
+    SHOW(key="viewer", data=data, on_settings_change=lambda: keep_settings(labels))
+
+
+def keep_settings(labels: LabelSet) -> None:
+    """Write the viewer's settings into the page's address, so that the view can be shared."""
+    settings = st.session_state.viewer["settings"]
+    query = viewer.write_settings(settings, labels) if settings else {}
+    for name in ("opacity", "view", "hidden"):
+        st.query_params.pop(name, None)
+    st.query_params.update(query)
+
+
+def facts_part(result: Result, service: Service, labels: LabelSet) -> None:
+    """Show what is known about a result, and ask what the visitor thinks of it."""
+    left, right = st.columns(2)
+    left.metric("Time", f"{1000 * result.seconds:.0f} ms")
+    right.metric("Confidence", f"{100 * result.confidence:.0f} %", help="Mean probability of the classes shown.")
+    st.caption(
+        f"{result.width} x {result.height} pixels · {service.description}"
+        + (f" · {result.note}" if result.note else "")
+    )
+    verdicts = state("verdicts", {})
+    key = result.picture.key
+    verdict = st.segmented_control(
+        "Is the mask right?", VERDICTS, default=verdicts.get(key), key=f"verdict {key}", format_func=str.capitalize
+    )
+    if verdict != verdicts.get(key):
+        verdicts[key] = verdict
+        st.rerun()
+    present = sorted((item for item in result.areas.items() if item[1] > 0), key=lambda item: -item[1])
+    colors = dict(zip(labels.names, labels.palette, strict=True))
+    st.bar_chart(
+        {
+            "Class": [name for name, _ in present],
+            "Area (%)": [100 * share for _, share in present],
+            "Colour": ["#{:02x}{:02x}{:02x}".format(*colors[name]) for name, _ in present],
+        },
+        x="Class", y="Area (%)", color="Colour", horizontal=True, sort="-Area (%)", height=60 + 26 * len(present),
+        y_label="", alt="Areas: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in present),
+    )  # fmt: skip
+
+
+def downloads_part(results: list[Result]) -> None:
+    """Offer everything to take home."""
+    verdicts = {key: value for key, value in state("verdicts", {}).items() if value}
+
+    def package() -> bytes:
+        path = gallery().root / "package.zip"
+        write_package(gallery(), results, verdicts, path)
+        data = path.read_bytes()
+        path.unlink()
+        return data
+
+    left, right, _ = st.columns([1, 1, 2])
+    left.download_button(
+        "Download all results (ZIP)", package, "tiramisu.zip", "application/zip", on_click="ignore", width="stretch",
+        help="Masks, overlays, areas.csv, COCO and LabelMe annotations.",
+    )  # fmt: skip
+    right.download_button(
+        "List for relabelling (CSV)", relabelling_list(results, verdicts), "relabel.csv", "text/csv", on_click="ignore",
+        width="stretch", help="What you marked wrong, then what you did not mark, the most uncertain first.",
+    )  # fmt: skip
+
+
+def assessment_part(result: Result, labels: LabelSet) -> None:
+    """Compare a result with its true mask, where the visitor has it."""
+    with st.expander("Measure it: compare with a true mask"):
+        files = st.file_uploader(
+            "Masks of class indices (PNG), named like their images", accept_multiple_files=True, key="masks",
+            max_upload_size=LIMITS.image_mib,
+        )  # fmt: skip
+        by_name = {file.name: file for file in files}
+        partner = find_partner(result.picture.name, list(by_name))
+        if partner is None:
+            if files:
+                st.info(f"None of these masks is named like {result.picture.name}.")
+            return
+        try:
+            truth = read_truth(gallery(), partner, by_name[partner].getvalue(), result)
+        except TiramisuError as error:
+            st.error(str(error))
+            return
+        prediction = result.read("mask")
+        scores = assess(prediction, truth, result)
+        left, right = st.columns([2, 1])
+        left.image(
+            error_map(prediction, truth, labels), width="stretch", alt=f"Errors in {result.picture.name}",
+            caption="Right pixels grey, wrong ones in the colour of the true class, void black.",
+        )  # fmt: skip
+        right.metric("mIoU", f"{100 * scores.mean_iou:.1f} %")
+        right.metric("Pixel accuracy", f"{100 * scores.accuracy:.1f} %")
+        known = [(name, iou) for name, iou in zip(labels.names, scores.iou, strict=True) if iou == iou]
+        right.dataframe(
+            {"Class": [name for name, _ in known], "IoU (%)": [round(100 * iou, 1) for _, iou in known]},
+            hide_index=True, alt="IoU of each class",
+        )  # fmt: skip
+
+
+def video_part(service: Service, setup: Setup, labels: LabelSet) -> None:
+    """Segment a video."""
+    file = st.file_uploader(
+        "Drop a video here", ["mp4", "avi", "mov", "webm", "mkv"], key="video", max_upload_size=LIMITS.video_mib,
+        help=f"The first {LIMITS.frames} frames are segmented.",
+    )  # fmt: skip
+    if file is None:
+        st.session_state.pop("clip", None)
+        return
+    if state("clip", None) is None or st.session_state.clip[0] != (file.file_id, setup):
+        if not st.button("Segment the video", type="primary"):
+            return
+        bar = st.progress(0.0, "Reading the video …")
+        st.button("Cancel")  # any click ends the run of this page, and with it the video
+
+        def tell(progress: ClipProgress) -> None:
+            bar.progress(progress.share, f"Frame {progress.frame} of {progress.frames}")
+
+        try:
+            clip = segment_clip(gallery(), service, file.name, file.getbuffer(), labels, setup.options.tta, tell)
+        except TiramisuError as error:
+            st.error(str(error))
+            return
+        st.session_state.clip = ((file.file_id, setup), clip)
+        st.rerun()
+    clip = st.session_state.clip[1]
+    st.video(clip.video)
+    st.caption(clip.note)
+    st.line_chart(clip.areas, x="seconds", y_label="Area (%)", x_label="Seconds", alt="Area of each class over time")
+    left, right, _ = st.columns([1, 1, 2])
+    left.download_button("Overlay video", clip.video, "overlay.webm", "video/webm", on_click="ignore", width="stretch")
+    right.download_button("Areas (CSV)", clip.table, "areas.csv", "text/csv", on_click="ignore", width="stretch")
+
+
+def main() -> None:
+    """Lay out the page."""
+    st.set_page_config("Tiramisu: semantic segmentation", "🍰", layout="wide")
+    st.title("Tiramisu")
+    st.markdown("Drop a photo; see what the network sees in every pixel.")
+    models = find_models(RUNS)
+    if not models:
+        training_part()
+        return
+    try:
+        _, service, setup, labels = settings_part(models)
+    except TiramisuError as error:
+        st.error(str(error))
+        return
+    source = st.segmented_control(
+        "Source", SOURCES, default=SOURCES[0], required=True, key="source", label_visibility="collapsed",
+        bind="query-params",
+    )  # fmt: skip
+    if source == "Video":
+        video_part(service, setup, labels)
+        return
+    pictures = camera_part() if source == "Camera" else photos_part()
+    pictures = list({picture.key: picture for picture in pictures}.values())
+    found = [(picture, gallery().find(picture, setup)) for picture in pictures]
+    results = [result for _, result in found if result is not None and not result.error]
+    for _, result in found:
+        if result is not None and result.error:
+            st.error(result.error)
+    waiting = st.container()
+    if results:
+        result = table_part(results)
+        left, right = st.columns([3, 1.2], gap="medium")
+        with left:
+            st.subheader(result.picture.name)
+            viewer_part(result, labels)
+        with right:
+            facts_part(result, service, labels)
+        downloads_part([result for _, result in found if result is not None])
+        assessment_part(result, labels)
+    pending = [picture for picture, result in found if result is None]
+    if pending:
+        with waiting:
+            segment_next(pending, len(pictures), service, setup)
+
+
+main()
