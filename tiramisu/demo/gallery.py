@@ -91,7 +91,7 @@ class Result:
 
     def segmentation(self) -> Segmentation:
         """Return the result as `Segmenter` gave it, to 8 bits."""
-        uncertainty = None if self.uncertainty is None else self.read("uncertainty").astype(np.float32) / 255
+        uncertainty = None if self.uncertainty is None else self.read("uncertainty") * np.float32(1 / 255)
         return Segmentation(self.read("mask"), self.labels, uncertainty=uncertainty)
 
 
