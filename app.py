@@ -28,9 +28,17 @@ from tiramisu.weights import content_hash
 
 RUNS = Path(os.environ.get("TIRAMISU_RUNS", "runs"))
 SAMPLES = 4
-SAMPLE_SEED, SAMPLE_SIZE = 2024, (360, 480)
+SAMPLE_SEED, SAMPLE_SIZE = 2024, (240, 320)
 STEP_SECONDS = 0.7  # after which new results are shown
 SOURCES = ("Photos", "Camera", "Video")
+AREA_CHART = {
+    "mark": {"type": "bar", "cornerRadiusEnd": 2, "stroke": "gray", "strokeWidth": 0.5},
+    "encoding": {
+        "x": {"field": "Area (%)", "type": "quantitative"},
+        "y": {"field": "Class", "type": "nominal", "sort": None, "title": None},
+        "color": {"field": "Colour", "type": "nominal", "scale": None},
+    },
+}
 ENGINES: dict[EngineName, str] = {
     "auto": "Fastest", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "torch": "PyTorch",
 }  # fmt: skip
@@ -177,7 +185,7 @@ def bring(file_id: str, name: str, file: io.BytesIO) -> Picture | None:
 def samples_part(expanded: bool) -> list[Picture]:
     """Show the sample scenes to choose from; return the chosen ones."""
     chosen = {int(text) for text in st.query_params.get("samples", "").split(",") if text.isdecimal()}
-    with st.expander("Or try a sample scene", expanded=expanded):
+    with st.expander("Or try a sample scene", expanded=expanded and not chosen):
         for number, column in enumerate(st.columns(SAMPLES)):
             column.image(sample(number), width="stretch", alt=f"Sample scene {number + 1}: a drawn street")
             label = f"Remove scene {number + 1}" if number in chosen else f"Use scene {number + 1}"
@@ -294,16 +302,18 @@ def facts_part(result: Result, service: Service, labels: LabelSet) -> None:
         verdicts[key] = verdict
         st.rerun()
     present = sorted((item for item in result.areas.items() if item[1] > 0), key=lambda item: -item[1])
-    colors = dict(zip(labels.names, labels.palette, strict=True))
-    st.bar_chart(
-        {
-            "Class": [name for name, _ in present],
-            "Area (%)": [100 * share for _, share in present],
-            "Colour": ["#{:02x}{:02x}{:02x}".format(*colors[name]) for name, _ in present],
-        },
-        x="Class", y="Area (%)", color="Colour", horizontal=True, sort="-Area (%)", height=60 + 26 * len(present),
-        y_label="", alt="Areas: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in present),
-    )  # fmt: skip
+    table = {"Class": [name for name, _ in present], "Area (%)": [round(100 * share, 2) for _, share in present]}
+    chart_tab, table_tab = st.tabs(["Areas", "Table"])
+    with chart_tab:
+        colors = dict(zip(labels.names, labels.palette, strict=True))
+        colored = table | {"Colour": ["#{:02x}{:02x}{:02x}".format(*colors[name]) for name, _ in present]}
+        st.vega_lite_chart(colored, AREA_CHART | {"height": {"step": 24}}, width="stretch", alt=describe_areas(present))
+    table_tab.dataframe(table, hide_index=True, alt=describe_areas(present))
+
+
+def describe_areas(present: list[tuple[str, float]]) -> str:
+    """Return a text for those who do not see the chart."""
+    return "Areas: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in present)
 
 
 def downloads_part(results: list[Result]) -> None:
