@@ -307,7 +307,9 @@ def facts_part(result: Result, service: Service, labels: LabelSet) -> None:
     with chart_tab:
         colors = dict(zip(labels.names, labels.palette, strict=True))
         colored = table | {"Colour": ["#{:02x}{:02x}{:02x}".format(*colors[name]) for name, _ in present]}
-        st.vega_lite_chart(colored, AREA_CHART | {"height": {"step": 24}}, width="stretch", alt=describe_areas(present))
+        st.vega_lite_chart(
+            colored, AREA_CHART, width="stretch", height=60 + 24 * len(present), alt=describe_areas(present)
+        )
     table_tab.dataframe(table, hide_index=True, alt=describe_areas(present))
 
 
