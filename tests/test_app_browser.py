@@ -1,0 +1,252 @@
+"""The app as people see it: a real server, a real browser. Screenshots land in screenshots/."""
+
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tiramisu.data.streets import draw_scene
+from tiramisu.inference import Segmenter
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+SCREENSHOTS = ROOT / "screenshots"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+VISITORS = 8
+# fmt: off
+BROWSER_FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
+]
+# fmt: on
+
+
+def png(number: int, size: tuple[int, int] = (360, 480)) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(draw_scene(5, number, *size)[0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        if os.environ.get("TIRAMISU_REQUIRE_BROWSER"):
+            pytest.fail("there is no Chromium, and TIRAMISU_REQUIRE_BROWSER is set")
+        pytest.skip("there is no Chromium; install one, such as Debian's package chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"TIRAMISU_RUNS": str(trained_run.parent.parent)}
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"{address}/_stcore/health")
+            break
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+    yield address
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+def page(browser: Browser, server: str) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
+    page = open_page(context, server)
+    troubles: list[str] = []
+    page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    yield page
+    context.close()
+    assert not troubles
+
+
+def open_page(context: BrowserContext, address: str) -> Page:
+    page = context.new_page()
+    page.goto(address)
+    expect(page.get_by_text("Drop images here")).to_be_visible(timeout=60_000)
+    return page
+
+
+def upload(page: Page, *files: tuple[str, bytes]) -> None:
+    payload: Any = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files]
+    page.locator("input[type=file]").first.set_input_files(payload)
+
+
+def viewer(page: Page, name: str) -> Any:
+    canvas = page.locator(f"canvas[aria-label*='{name}']")
+    expect(canvas).to_be_visible(timeout=60_000)
+    return canvas
+
+
+def pixels(canvas: Any) -> np.ndarray:
+    """What is drawn at this moment, (H, W, 4)."""
+    url = canvas.evaluate("canvas => canvas.toDataURL()")
+    with urllib.request.urlopen(url) as response:
+        return np.asarray(Image.open(response).convert("RGBA")).astype(int)
+
+
+def change(page: Page, canvas: Any, script: str) -> float:
+    """Run a script in the page, and return the milliseconds until the canvas looks different."""
+    return canvas.evaluate(
+        """async (canvas, script) => {
+            const before = canvas.toDataURL();
+            const start = performance.now();
+            (new Function("root", script))(canvas.getRootNode());
+            while (canvas.toDataURL() === before) await new Promise(requestAnimationFrame);
+            return performance.now() - start;
+        }""",
+        script,
+    )
+
+
+def test_from_upload_to_download(page: Page, tmp_path: Path) -> None:
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "empty.png")
+    start = time.monotonic()
+    upload(page, ("street.png", png(1)))
+    canvas = viewer(page, "street.png")
+    seconds = time.monotonic() - start
+    page.wait_for_timeout(500)
+    page.screenshot(path=SCREENSHOTS / "overlay.png")
+
+    opacity = change(
+        page,
+        canvas,
+        """
+        const input = root.querySelector('.opacity input');
+        input.value = 90;
+        input.dispatchEvent(new Event('input', {bubbles: true}));
+    """,
+    )
+    shown = page.locator(".classes button").filter(has_not_text="–").first
+    name = shown.inner_text().split("\n")[0]
+    with_class = pixels(canvas)
+    index = shown.get_attribute("data-index")
+    toggle = change(page, canvas, f"root.querySelector('.classes [data-index=\"{index}\"]').click()")
+    expect(shown).to_have_attribute("aria-pressed", "false")
+    assert (pixels(canvas) != with_class).any()
+    print(f"first overlay {seconds:.2f} s, opacity {opacity:.0f} ms, class {toggle:.0f} ms")
+    assert opacity < 1000
+    assert toggle < 1000
+
+    page.wait_for_url("**opacity=90**")
+    page.wait_for_url(f"**hidden={name}**")
+    canvas.hover(position={"x": 200, "y": 200})
+    tip = page.locator(".tip")
+    expect(tip).to_be_visible()
+    expect(tip).to_have_text(re.compile(r"^\w+ \d+ % · uncertainty \d+ %$"))
+
+    for view in ("Compare", "Side by side", "Mask", "Uncertainty", "Original"):
+        before = pixels(canvas)
+        page.get_by_role("radio", name=view).click()
+        page.wait_for_timeout(200)
+        assert pixels(canvas).shape != before.shape or (pixels(canvas) != before).any(), view
+        page.screenshot(path=SCREENSHOTS / f"{view.lower().replace(' ', '_')}.png")
+    page.wait_for_url("**view=image**")
+
+    before = pixels(canvas)
+    page.get_by_role("button", name="Zoom in").click()
+    assert (pixels(canvas) != before).any()
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".status")).to_contain_text("%")
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download all results").click()
+    file = tmp_path / "results.zip"
+    download.value.save_as(file)
+    with zipfile.ZipFile(file) as archive:
+        assert archive.testzip() is None
+        assert {"street.png", "overlays/street.jpg", "areas.csv", "coco.json"} <= set(archive.namelist())
+
+
+def test_anyone_can_use_it(page: Page) -> None:
+    upload(page, ("street.png", png(1)), ("bad.png", b"no image"))
+    viewer(page, "street.png")
+    expect(page.get_by_text("bad.png: not an image")).to_be_visible()
+    page.wait_for_timeout(1000)
+    violations = Axe().run(page).response["violations"]
+    serious = [
+        (violation["id"], [node["html"][:200] for node in violation["nodes"]])
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+    ]
+    assert not serious
+
+
+def test_dark_and_small(browser: Browser, server: str) -> None:
+    context = browser.new_context(viewport={"width": 420, "height": 900}, color_scheme="dark")
+    page = open_page(context, f"{server}/?safe=true&view=compare&samples=0")
+    viewer(page, "scene 1.png")
+    page.wait_for_timeout(800)
+    expect(page.get_by_role("radio", name="Compare")).to_have_attribute("aria-checked", "true")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.screenshot(path=SCREENSHOTS / "dark.png", full_page=True)
+    context.close()
+
+
+def test_many_images_and_the_camera(page: Page) -> None:
+    upload(page, *((f"street{number}.png", png(number, (120, 160))) for number in range(6)))
+    expect(page.get_by_text("Most uncertain first")).to_be_visible(timeout=60_000)
+    page.wait_for_timeout(1500)
+    page.screenshot(path=SCREENSHOTS / "many.png")
+    page.get_by_role("button", name="Camera").or_(page.get_by_role("radio", name="Camera")).first.click()
+    page.get_by_role("button", name="Take Photo").click(timeout=20_000)
+    viewer(page, "photo 1.jpg")
+    page.screenshot(path=SCREENSHOTS / "camera.png")
+
+
+def test_each_visitor_gets_their_own(server: str, trained_run: Path, browser: Browser) -> None:
+    """Eight at once: nobody sees another's picture, and every mask is that of its own image."""
+    segmenter = Segmenter.load(trained_run / "model")
+    seconds: list[float] = []
+    pages = []
+    for number in range(VISITORS):
+        context = browser.new_context(viewport={"width": 1000, "height": 800})
+        pages.append((number, context, open_page(context, server)))
+    started = time.monotonic()
+    for number, _, page in pages:
+        upload(page, (f"visitor{number}.png", png(number, (180, 240))))
+    for number, _, page in pages:
+        canvas = viewer(page, f"visitor{number}.png")
+        seconds.append(time.monotonic() - started)
+        image = draw_scene(5, number, 180, 240)[0]
+        areas = segmenter(image).areas
+        largest = max(areas, key=lambda name: areas[name])
+        assert f"{largest} {100 * areas[largest]:.0f} %" in canvas.get_attribute("aria-label")
+        assert page.locator("canvas[aria-label*='visitor']").count() == 1
+    for _, context, _ in pages:
+        context.close()
+    print(f"{VISITORS} visitors at once: p95 {np.percentile(seconds, 95):.2f} s until their overlay")
