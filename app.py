@@ -87,6 +87,11 @@ def gallery() -> Gallery:
     return Gallery()
 
 
+def small(text: str) -> None:
+    """Write a line in small type; st.caption's grey is too pale to read for some."""
+    st.markdown(f":small[{text}]")
+
+
 def state(name: str, default: Any) -> Any:
     """Return a value of this visit."""
     return st.session_state.setdefault(name, default)
@@ -125,7 +130,7 @@ def settings_part(models: list[Model]) -> tuple[Model, Service, Setup, LabelSet]
     changed = max(file.stat().st_mtime for file in model.path.iterdir())
     service, weights = load_service(str(model.path), engine, changed)
     with st.sidebar:
-        st.caption(f"Runs with {service.description}.")
+        small(f"Runs with {service.description}.")
     labels = with_safe_colors(service.labels) if safe else service.labels
     return model, service, Setup(weights, engine, options), labels
 
@@ -258,7 +263,7 @@ def table_part(results: list[Result]) -> Result:
             **dict.fromkeys(ordered[0].labels.names, share),
         },
     )  # fmt: skip
-    st.caption("Most uncertain first: worth labelling next. Click a row to look at it, a column to sort.")
+    small("Most uncertain first: worth labelling next. Click a row to look at it, a column to sort.")
     selected = cast(Any, chosen).selection.rows
     if selected and selected[0] < len(ordered):
         st.session_state.shown = ordered[selected[0]].picture.key
@@ -289,7 +294,7 @@ def facts_part(result: Result, service: Service, labels: LabelSet) -> None:
     left, right = st.columns(2)
     left.metric("Time", f"{1000 * result.seconds:.0f} ms")
     right.metric("Confidence", f"{100 * result.confidence:.0f} %", help="Mean probability of the classes shown.")
-    st.caption(
+    small(
         f"{result.width} x {result.height} pixels · {service.description}"
         + (f" · {result.note}" if result.note else "")
     )
@@ -322,9 +327,11 @@ def downloads_part(results: list[Result]) -> None:
     """Offer everything to take home."""
     verdicts = {key: value for key, value in state("verdicts", {}).items() if value}
 
+    mine = gallery()  # the function runs at the click, outside of this visit
+
     def package() -> bytes:
-        path = gallery().root / "package.zip"
-        write_package(gallery(), results, verdicts, path)
+        path = mine.root / "package.zip"
+        write_package(mine, results, verdicts, path)
         data = path.read_bytes()
         path.unlink()
         return data
@@ -401,7 +408,7 @@ def video_part(service: Service, setup: Setup, labels: LabelSet) -> None:
         st.rerun()
     clip = st.session_state.clip[1]
     st.video(clip.video)
-    st.caption(clip.note)
+    small(clip.note)
     st.line_chart(clip.areas, x="seconds", y_label="Area (%)", x_label="Seconds", alt="Area of each class over time")
     left, right, _ = st.columns([1, 1, 2])
     left.download_button("Overlay video", clip.video, "overlay.webm", "video/webm", on_click="ignore", width="stretch")

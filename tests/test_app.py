@@ -121,7 +121,7 @@ def test_the_settings_change_the_result(app: AppTest) -> None:
     for key, value in (("flip", True), ("dropout", True), ("safe", True)):
         app.toggle(key=key).set_value(value).run()
         assert not errors(app)
-    assert "torch" in " ".join(caption.value for caption in app.sidebar.caption)
+    assert "torch" in " ".join(line.value for line in app.sidebar.markdown)
     app.toggle(key="dropout").set_value(False).run()
     app.selectbox(key="engine").set_value("torch").run()
     assert not errors(app)
@@ -176,7 +176,7 @@ def test_a_video(app: AppTest, tmp_path: Path) -> None:
     app.file_uploader(key="video").set_value(("clip.mp4", file.read_bytes(), "video/mp4")).run()
     app.button[0].click().run()
     assert not errors(app)
-    assert any("4 frames of 64 x 48" in caption.value for caption in app.caption)
+    assert any("4 frames of 64 x 48" in line.value for line in app.markdown)
     app.file_uploader(key="video").set_value(("bad.mp4", b"no video", "video/mp4")).run()
     app.button[0].click().run()
     assert errors(app) == ["bad.mp4: not a video that can be read here"]
