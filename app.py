@@ -440,13 +440,15 @@ def main() -> None:
     pictures = list({picture.key: picture for picture in pictures}.values())
     found = [(picture, gallery().find(picture, setup)) for picture in pictures]
     results = [result for _, result in found if result is not None and not result.error]
+    # Containers hold the viewer's place on the page, so that it keeps its zoom when lines appear above it.
+    troubles, waiting, table, output = (st.container() for _ in range(4))
     for _, result in found:
         if result is not None and result.error:
-            st.error(result.error)
-    waiting = st.container()
+            troubles.error(result.error)
     if results:
-        result = table_part(results)
-        left, right = st.columns([3, 1.2], gap="medium")
+        with table:
+            result = table_part(results)
+        left, right = output.columns([3, 1.2], gap="medium")
         with left:
             st.subheader(result.picture.name)
             viewer_part(result, labels)

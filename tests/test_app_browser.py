@@ -106,7 +106,8 @@ def upload(page: Page, *files: tuple[str, bytes]) -> None:
 
 def viewer(page: Page, name: str) -> Any:
     canvas = page.locator(f"canvas[aria-label*='{name}']")
-    expect(canvas).to_be_visible(timeout=60_000)
+    expect(canvas).to_have_count(1, timeout=60_000)
+    expect(canvas).to_be_visible()
     return canvas
 
 
@@ -223,7 +224,8 @@ def test_many_images_and_the_camera(page: Page) -> None:
     page.wait_for_timeout(1500)
     page.screenshot(path=SCREENSHOTS / "many.png")
     page.get_by_role("button", name="Camera").or_(page.get_by_role("radio", name="Camera")).first.click()
-    page.get_by_role("button", name="Take Photo").click(timeout=20_000)
+    page.wait_for_function("document.querySelector('video')?.readyState >= 2")
+    page.get_by_role("button", name="Take Photo").click()
     viewer(page, "photo 1.jpg")
     page.screenshot(path=SCREENSHOTS / "camera.png")
 
