@@ -275,8 +275,11 @@ def table_part(results: list[Result]) -> Result:
 def viewer_part(result: Result, labels: LabelSet) -> None:
     """Show the viewer; its settings go into the page's address."""
     settings = viewer.read_settings(st.query_params.to_dict(), labels)
-    pixels = gallery().decode(result.picture).pixels
-    data = viewer.viewer_data(pixels, result, labels, settings, LIMITS.display_side)
+    drawn = (result.folder.name, labels)
+    if state("drawn", (None, None))[0] != drawn:
+        pixels = gallery().decode(result.picture).pixels
+        st.session_state.drawn = (drawn, viewer.viewer_data(pixels, result, labels, LIMITS.display_side))
+    data = st.session_state.drawn[1] | {"settings": settings}
     SHOW(key="viewer", data=data, on_settings_change=lambda: keep_settings(labels))
 
 

@@ -13,7 +13,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,12 +24,11 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from tiramisu.data.streets import draw_scene
 from tiramisu.inference import Segmenter
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent
 SCREENSHOTS = ROOT / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 VISITORS = 8
+UPLOADS = 200
 # fmt: off
 BROWSER_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -42,6 +41,21 @@ def png(number: int, size: tuple[int, int] = (360, 480)) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(draw_scene(5, number, *size)[0]).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def two_megapixels(number: int) -> bytes:
+    """A photo-like JPEG of 1632 x 1224 pixels, different from all others."""
+    image = Image.fromarray(draw_scene(5, number, 204, 272)[0]).resize((1632, 1224), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+class Server(NamedTuple):
+    """A running app."""
+
+    address: str
+    pid: int
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +71,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def server(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -74,16 +88,16 @@ def server(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         except OSError:
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
-    yield address
+    yield Server(address, process.pid)
     process.send_signal(signal.SIGINT)
     process.wait(20)
     assert "Traceback" not in log.read_text()
 
 
 @pytest.fixture
-def page(browser: Browser, server: str) -> Iterator[Page]:
+def page(browser: Browser, server: Server) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
-    page = open_page(context, server)
+    page = open_page(context, server.address)
     troubles: list[str] = []
     page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: troubles.append(str(error)))
@@ -132,6 +146,7 @@ def change(page: Page, canvas: Any, script: str) -> float:
     )
 
 
+@pytest.mark.slow
 def test_from_upload_to_download(page: Page, tmp_path: Path) -> None:
     SCREENSHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SCREENSHOTS / "empty.png")
@@ -193,6 +208,7 @@ def test_from_upload_to_download(page: Page, tmp_path: Path) -> None:
         assert {"street.png", "overlays/street.jpg", "areas.csv", "coco.json"} <= set(archive.namelist())
 
 
+@pytest.mark.slow
 def test_anyone_can_use_it(page: Page) -> None:
     upload(page, ("street.png", png(1)), ("bad.png", b"no image"))
     viewer(page, "street.png")
@@ -207,9 +223,10 @@ def test_anyone_can_use_it(page: Page) -> None:
     assert not serious
 
 
-def test_dark_and_small(browser: Browser, server: str) -> None:
+@pytest.mark.slow
+def test_dark_and_small(browser: Browser, server: Server) -> None:
     context = browser.new_context(viewport={"width": 420, "height": 900}, color_scheme="dark")
-    page = open_page(context, f"{server}/?safe=true&view=compare&samples=0")
+    page = open_page(context, f"{server.address}/?safe=true&view=compare&samples=0")
     viewer(page, "scene 1.png")
     page.wait_for_timeout(800)
     expect(page.get_by_role("radio", name="Compare")).to_have_attribute("aria-checked", "true")
@@ -218,6 +235,7 @@ def test_dark_and_small(browser: Browser, server: str) -> None:
     context.close()
 
 
+@pytest.mark.slow
 def test_many_images_and_the_camera(page: Page) -> None:
     upload(page, *((f"street{number}.png", png(number, (120, 160))) for number in range(6)))
     expect(page.get_by_text("Most uncertain first")).to_be_visible(timeout=60_000)
@@ -230,14 +248,15 @@ def test_many_images_and_the_camera(page: Page) -> None:
     page.screenshot(path=SCREENSHOTS / "camera.png")
 
 
-def test_each_visitor_gets_their_own(server: str, trained_run: Path, browser: Browser) -> None:
+@pytest.mark.slow
+def test_each_visitor_gets_their_own(server: Server, trained_run: Path, browser: Browser) -> None:
     """Eight at once: nobody sees another's picture, and every mask is that of its own image."""
     segmenter = Segmenter.load(trained_run / "model")
     seconds: list[float] = []
     pages = []
     for number in range(VISITORS):
         context = browser.new_context(viewport={"width": 1000, "height": 800})
-        pages.append((number, context, open_page(context, server)))
+        pages.append((number, context, open_page(context, server.address)))
     started = time.monotonic()
     for number, _, page in pages:
         upload(page, (f"visitor{number}.png", png(number, (180, 240))))
@@ -252,3 +271,39 @@ def test_each_visitor_gets_their_own(server: str, trained_run: Path, browser: Br
     for _, context, _ in pages:
         context.close()
     print(f"{VISITORS} visitors at once: p95 {np.percentile(seconds, 95):.2f} s until their overlay")
+
+
+def resident_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+
+@pytest.mark.load
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
+def test_memory_stays_flat(server: Server, browser: Browser) -> None:
+    """200 uploads of two megapixels in one visit, and eight visits at once."""
+    images = [two_megapixels(number) for number in range(UPLOADS)]
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    page = open_page(context, server.address)
+    upload(page, ("first.jpg", images[0]))  # what is loaded once is not counted
+    viewer(page, "first.jpg")
+    before = resident_mib(server.pid)
+    batch = 10
+    for top in range(0, UPLOADS, batch):
+        upload(page, *((f"{number}.jpg", images[number]) for number in range(top, top + batch)))
+        expect(page.get_by_text("Segmenting")).to_have_count(0, timeout=120_000)
+    page.wait_for_timeout(2000)
+    one = resident_mib(server.pid)
+    visitors = []
+    for number in range(VISITORS):
+        context = browser.new_context(viewport={"width": 1000, "height": 800})
+        visitors.append(context)
+        page = open_page(context, server.address)
+        upload(page, (f"visitor{number}.jpg", images[number]))
+    for context, number in zip(visitors, range(VISITORS), strict=True):
+        viewer(context.pages[0], f"visitor{number}.jpg")
+    many = resident_mib(server.pid)
+    print(f"memory: {before:.0f} MiB, after {UPLOADS} uploads {one:.0f}, with {VISITORS} visitors more {many:.0f}")
+    for context in browser.contexts:
+        context.close()
+    assert many - before < 300

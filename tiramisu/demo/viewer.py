@@ -26,16 +26,13 @@ def asset(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def viewer_data(
-    image: UInt8Array, result: Result, labels: LabelSet, settings: dict[str, Any], side: int
-) -> dict[str, Any]:
+def viewer_data(image: UInt8Array, result: Result, labels: LabelSet, side: int) -> dict[str, Any]:
     """Return the picture and its maps for the viewer, in values that JSON knows.
 
     Args:
         image: uint8 (H, W, 3) RGB.
         result: of the image.
         labels: the classes in the colours to draw.
-        settings: opacity (0 to 1), view and hidden classes to begin with.
         side: maps are sent with at most so many pixels in height and width.
     """
     scale = min(1.0, side / max(image.shape[:2]))
@@ -57,7 +54,6 @@ def viewer_data(
             {"index": index, "name": name, "color": list(labels.palette[index]), "share": areas[name]}
             for index, name in enumerate(labels.names)
         ],
-        "settings": settings,
     }
 
 
