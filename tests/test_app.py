@@ -261,6 +261,7 @@ def test_safe_colors_differ_and_never_run_out() -> None:
     assert len(set(palette)) == 40
 
 
+@pytest.mark.slow
 def test_a_small_model_is_trained_in_the_background(train_args: TrainArgs, tmp_path: Path) -> None:
     training = QuickTraining(tmp_path / "runs", tuple(train_args("--trainer.max_epochs=2")), epochs=2)
     assert training.progress().state == "idle"

@@ -20,6 +20,7 @@ def documented(task: str) -> list[str]:
     return [*shlex.split(line)[3:], *TINY]
 
 
+@pytest.mark.slow
 def test_prints_every_contender_with_its_ratio_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     main([*documented("train"), "--smp=[unet/resnet18]"])
     table = capsys.readouterr().out.splitlines()
@@ -28,6 +29,7 @@ def test_prints_every_contender_with_its_ratio_and_memory(capsys: pytest.Capture
     assert names == ["tiramisu", "textbook", "unet/resnet18", "textbook as it comes"]
 
 
+@pytest.mark.slow
 def test_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     main([*documented("infer"), "--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["timings"]}

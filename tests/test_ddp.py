@@ -10,6 +10,7 @@ import pytest
 from .conftest import TrainArgs
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(train_args: TrainArgs, trained_run: Path, tmp_path: Path) -> None:
     """Both runs evaluate the same weights on 3 images, which 2 processes cannot share evenly."""
     tables = {}
