@@ -2,9 +2,11 @@
 
 import io
 import os
+import re
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import streamlit as st
 from PIL import Image
@@ -92,6 +94,11 @@ def small(text: str) -> None:
     st.markdown(f":small[{text}]")
 
 
+def plain(text: str) -> str:
+    """Return text, such as the name of a file, so that Markdown shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>$:~])", r"\\\1", text)
+
+
 def state(name: str, default: Any) -> Any:
     """Return a value of this visit."""
     return st.session_state.setdefault(name, default)
@@ -148,7 +155,7 @@ def training_progress() -> None:
     """Show how far the training is."""
     training = quick_training()
     state_, share, text = training.progress()
-    if state_ == "done":
+    if state_ == "done" and find_models(RUNS):
         st.rerun(scope="app")
     if state_ == "running":
         st.progress(share, text)
@@ -159,37 +166,50 @@ def training_progress() -> None:
     st.button("Train a small model", type="primary", on_click=training.start)
 
 
-def photos_part() -> list[Picture]:
-    """Let the visitor bring images; return them all."""
+def photos_part(before: set[str]) -> list[Picture]:
+    """Let the visitor bring images; return them all.
+
+    Args:
+        before: the uploads that were listed here a moment ago; empty where something else was shown.
+    """
     files = st.file_uploader(
         "Drop images here", accept_multiple_files=True, key="files", max_upload_size=LIMITS.image_mib,
         help="JPEG, PNG, WebP, TIFF, AVIF, BMP, GIF and more, of any size up to "
         f"{LIMITS.pixels // 1_000_000} megapixels. They leave this server when you do.",
     )  # fmt: skip
     pictures = [picture for file in files if (picture := bring(file.file_id, file.name, file))]
+    listed = {file.file_id for file in files}
     known = state("brought", {})
-    for file_id in set(known) - {file.file_id for file in files}:
-        key = known.pop(file_id)
-        if key not in known.values():
+    for file_id in before - listed:  # taken away by the visitor
+        key = known.pop(file_id, None)
+        if key is not None and key not in known.values():
             gallery().remove(key)
+    st.session_state.listed = listed
+    earlier = [file_id for file_id in known if file_id not in listed and known[file_id] in gallery().pictures]
+    pictures = [gallery().pictures[known[file_id]] for file_id in earlier] + pictures
+    if earlier and st.button(f"Remove {len(earlier)} earlier images"):
+        for file_id in earlier:
+            gallery().remove(known.pop(file_id))
+        st.rerun()
     return pictures + samples_part(not pictures)
 
 
 def bring(file_id: str, name: str, file: io.BytesIO) -> Picture | None:
     """Keep an uploaded image, once; say what is wrong with it."""
     known = state("brought", {})
-    if file_id not in known:
+    if known.get(file_id) not in gallery().pictures:  # also where the connection was lost, and the gallery with it
         try:
             known[file_id] = gallery().add(name, file.getvalue()).key
         except TiramisuError as error:
-            st.error(str(error))
+            st.error(plain(str(error)))
             return None
     return gallery().pictures.get(known[file_id])
 
 
 def samples_part(expanded: bool) -> list[Picture]:
     """Show the sample scenes to choose from; return the chosen ones."""
-    chosen = {int(text) for text in st.query_params.get("samples", "").split(",") if text.isdecimal()}
+    wanted = st.query_params.get("samples", "").split(",")
+    chosen = {number for number in range(SAMPLES) if str(number) in wanted}
     with st.expander("Or try a sample scene", expanded=expanded and not chosen):
         for number, column in enumerate(st.columns(SAMPLES)):
             column.image(sample(number), width="stretch", alt=f"Sample scene {number + 1}: a drawn street")
@@ -197,7 +217,11 @@ def samples_part(expanded: bool) -> list[Picture]:
             if column.button(label, key=f"sample{number}", width="stretch"):
                 st.query_params["samples"] = ",".join(map(str, sorted(chosen ^ {number})))
                 st.rerun()
-    return [gallery().add(f"scene {number + 1}.png", sample(number)) for number in sorted(chosen) if number < SAMPLES]
+    try:
+        return [gallery().add(f"scene {number + 1}.png", sample(number)) for number in sorted(chosen)]
+    except TiramisuError as error:
+        st.error(plain(str(error)))
+        return []
 
 
 def camera_part() -> list[Picture]:
@@ -214,22 +238,25 @@ def camera_part() -> list[Picture]:
 
 def segment_next(pending: list[Picture], total: int, service: Service, setup: Setup) -> None:
     """Segment images for a moment, then show them; clicking anything interrupts between two images."""
-    keys = {picture.key for picture in pending}
-    if state("cancelled", frozenset()) & keys == keys:
-        st.warning(f"Cancelled: {len(pending)} of {total} images are not segmented.")
+    keys = frozenset(picture.key for picture in pending)
+    cancelled = state("cancelled", frozenset()) & keys
+    if cancelled:
+        st.warning(f"Cancelled: {len(cancelled)} of {total} images are not segmented.")
         st.button("Go on", on_click=lambda: st.session_state.update(cancelled=frozenset()))
+    pending = [picture for picture in pending if picture.key not in cancelled]
+    if not pending:
         return
     bar, button = st.columns([5, 1], vertical_alignment="center")
-    button.button("Cancel", key="cancel", on_click=lambda: st.session_state.update(cancelled=frozenset(keys)))
+    button.button("Cancel", key="cancel", on_click=lambda: st.session_state.update(cancelled=keys))
     progress = bar.progress(0.0)
     start = time.monotonic()
     for position, picture in enumerate(pending):
         done = total - len(pending) + position
-        progress.progress(done / total, f"Segmenting {done + 1} of {total}: {picture.name}")
+        progress.progress(done / total, f"Segmenting {done + 1} of {total}: {plain(picture.name)}")
         try:
             gallery().analyse(picture, service, setup)
         except TiramisuError as error:
-            st.warning(str(error))
+            st.warning(plain(str(error)))
             st.button("Try again")
             return
         if done == 0 or time.monotonic() - start > STEP_SECONDS:
@@ -254,9 +281,16 @@ def table_part(results: list[Result]) -> Result:
         for result in ordered
     ]
     share = st.column_config.NumberColumn(format="%.1f %%")
-    chosen = st.dataframe(
+    order = [result.picture.key for result in ordered]
+
+    def choose() -> None:
+        rows = st.session_state.table["selection"]["rows"]
+        if rows:
+            st.session_state.shown = order[rows[0]]
+
+    st.dataframe(
         rows, hide_index=True, row_height=56, height=min(36 + 56 * len(rows), 330), key="table",
-        on_select="rerun", selection_mode="single-row", alt="Results: areas and uncertainty of every image",
+        on_select=choose, selection_mode="single-row", alt="Results: areas and uncertainty of every image",
         column_config={
             "Overlay": st.column_config.ImageColumn(width="small"),
             "Uncertainty": st.column_config.ProgressColumn(format="%.1f %%", min_value=0, max_value=100),
@@ -264,23 +298,22 @@ def table_part(results: list[Result]) -> Result:
         },
     )  # fmt: skip
     small("Most uncertain first: worth labelling next. Click a row to look at it, a column to sort.")
-    selected = cast(Any, chosen).selection.rows
-    if selected and selected[0] < len(ordered):
-        st.session_state.shown = ordered[selected[0]].picture.key
-    shown = state("shown", None)
-    return next((result for result in ordered if result.picture.key == shown), ordered[0])
+    if state("shown", None) not in order:
+        st.session_state.shown = order[0]
+    return ordered[order.index(st.session_state.shown)]
 
 
 @st.fragment
 def viewer_part(result: Result, labels: LabelSet) -> None:
     """Show the viewer; its settings go into the page's address."""
     settings = viewer.read_settings(st.query_params.to_dict(), labels)
-    drawn = (result.folder.name, labels)
+    drawn = (str(result.folder), labels)
     if state("drawn", (None, None))[0] != drawn:
         pixels = gallery().decode(result.picture).pixels
-        st.session_state.drawn = (drawn, viewer.viewer_data(pixels, result, labels, LIMITS.display_side))
-    data = st.session_state.drawn[1] | {"settings": settings}
-    SHOW(key="viewer", data=data, on_settings_change=lambda: keep_settings(labels))
+        # The settings to begin with stay as they were: what is sent again unchanged is not sent at all.
+        data = viewer.viewer_data(pixels, result, labels, LIMITS.display_side) | {"settings": settings}
+        st.session_state.drawn = (drawn, data)
+    SHOW(key="viewer", data=st.session_state.drawn[1], on_settings_change=lambda: keep_settings(labels))
 
 
 def keep_settings(labels: LabelSet) -> None:
@@ -333,11 +366,10 @@ def downloads_part(results: list[Result]) -> None:
     mine = gallery()  # the function runs at the click, outside of this visit
 
     def package() -> bytes:
-        path = mine.root / "package.zip"
-        write_package(mine, results, verdicts, path)
-        data = path.read_bytes()
-        path.unlink()
-        return data
+        with tempfile.TemporaryDirectory(dir=mine.root) as folder:  # of its own: another click may run beside this one
+            path = Path(folder) / "package.zip"
+            write_package(mine, results, verdicts, path)
+            return path.read_bytes()
 
     left, right, _ = st.columns([1, 1, 2])
     left.download_button(
@@ -361,12 +393,12 @@ def assessment_part(result: Result, labels: LabelSet) -> None:
         partner = find_partner(result.picture.name, list(by_name))
         if partner is None:
             if files:
-                st.info(f"None of these masks is named like {result.picture.name}.")
+                st.info(f"None of these masks is named like {plain(result.picture.name)}.")
             return
         try:
             truth = read_truth(gallery(), partner, by_name[partner].getvalue(), result)
         except TiramisuError as error:
-            st.error(str(error))
+            st.error(plain(str(error)))
             return
         prediction = result.read("mask")
         scores = assess(prediction, truth, result)
@@ -405,7 +437,7 @@ def video_part(service: Service, setup: Setup, labels: LabelSet) -> None:
         try:
             clip = segment_clip(gallery(), service, file.name, file.getbuffer(), labels, setup.options.tta, tell)
         except TiramisuError as error:
-            st.error(str(error))
+            st.error(plain(str(error)))
             return
         st.session_state.clip = ((file.file_id, setup), clip)
         st.rerun()
@@ -423,6 +455,7 @@ def main() -> None:
     st.set_page_config("Tiramisu: semantic segmentation", "🍰", layout="wide")
     st.title("Tiramisu")
     st.markdown("Drop a photo; see what the network sees in every pixel.")
+    before = st.session_state.pop("listed", set())  # an uploader that is not shown forgets its files; we do not
     models = find_models(RUNS)
     if not models:
         training_part()
@@ -439,7 +472,7 @@ def main() -> None:
     if source == "Video":
         video_part(service, setup, labels)
         return
-    pictures = camera_part() if source == "Camera" else photos_part()
+    pictures = camera_part() if source == "Camera" else photos_part(before)
     pictures = list({picture.key: picture for picture in pictures}.values())
     found = [(picture, gallery().find(picture, setup)) for picture in pictures]
     results = [result for _, result in found if result is not None and not result.error]
@@ -447,13 +480,13 @@ def main() -> None:
     troubles, waiting, table, output = (st.container() for _ in range(4))
     for _, result in found:
         if result is not None and result.error:
-            troubles.error(result.error)
+            troubles.error(plain(result.error))
     if results:
         with table:
             result = table_part(results)
         left, right = output.columns([3, 1.2], gap="medium")
         with left:
-            st.subheader(result.picture.name)
+            st.subheader(plain(result.picture.name))
             viewer_part(result, labels)
         with right:
             facts_part(result, service, labels)

@@ -65,7 +65,7 @@ def upload(app: AppTest, files: dict[str, bytes]) -> AppTest:
 
 def errors(app: AppTest) -> list[str]:
     assert not app.exception
-    return [error.value for error in app.error]
+    return [re.sub(r"\\(.)", r"\1", error.value) for error in app.error]  # names are escaped for Markdown
 
 
 def names(app: AppTest) -> list[str]:
@@ -107,6 +107,33 @@ def test_every_kind_of_image_beside_every_kind_of_defect(app: AppTest) -> None:
     assert len(names(app)) == len(kept)
     doubt = list(app.dataframe[0].value["Uncertainty"])
     assert doubt == sorted(doubt, reverse=True)
+
+
+def test_images_outlive_a_look_at_another_source(app: AppTest) -> None:
+    upload(app, {"a*b*.png": scene(0), "c.png": scene(1)})
+    control = next(group for group in app.segmented_control if group.label == "Source")
+    control.set_value("Video").run()
+    next(group for group in app.segmented_control if group.label == "Source").set_value("Photos").run()
+    assert not errors(app)
+    assert sorted(names(app)) == ["a*b*.png", "c.png"]
+    next(button for button in app.button if button.label == "Remove 2 earlier images").click().run()
+    assert not app.dataframe
+
+
+def test_a_result_that_cannot_be_stored_is_told_and_the_others_go_on(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Service.segment
+
+    def fail_once(self: Service, image: np.ndarray, options: Options):
+        if image.shape[0] == 40:
+            raise RuntimeError("out of memory\nand so on")
+        return segment(self, image, options)
+
+    monkeypatch.setattr(Service, "segment", fail_once)
+    upload(app, {"a.png": scene(0, (40, 64)), "b.png": scene(1)})
+    assert errors(app) == ["a.png: could not be segmented (out of memory)"]
+    assert [heading.value for heading in app.subheader] == ["b.png"]
 
 
 def test_removed_uploads_are_forgotten(app: AppTest) -> None:

@@ -1,10 +1,12 @@
 """How well a picture was segmented, where the visitor has its true mask."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from tiramisu.data.source import read_mask
 from tiramisu.demo.gallery import Gallery, Result
@@ -21,20 +23,25 @@ def read_truth(gallery: Gallery, name: str, data: bytes, result: Result) -> UInt
         ImageError: it is no mask of class indices, or of another size than the image.
     """
     gallery.limits.check_file(name, len(data))
+    expected = (result.height, result.width)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:  # only the header is read
+            size = picture.height, picture.width
+    except Exception as error:  # decoders fed with hostile bytes raise nearly anything
+        raise ImageError(f"{name}: not a PNG file that can be read; masks are PNG files of class indices") from error
+    if size != expected:
+        raise ImageError(
+            f"{name}: {size[1]} x {size[0]} pixels, but {result.picture.name} has {result.width} x {result.height}; "
+            f"give the mask of the same image"
+        )
     file = gallery.root / "truth.png"
     file.write_bytes(data)
     try:
-        mask = read_mask(file, result.labels)
+        return read_mask(file, result.labels)
     except DataError as error:
         raise ImageError(str(error).replace(str(file), name)) from error
     finally:
         file.unlink()
-    if mask.shape != (result.height, result.width):
-        raise ImageError(
-            f"{name}: {mask.shape[1]} x {mask.shape[0]} pixels, but {result.picture.name} has {result.width} x "
-            f"{result.height}; give the mask of the same image"
-        )
-    return mask
 
 
 def find_partner(picture: str, masks: list[str]) -> str | None:

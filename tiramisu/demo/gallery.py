@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import io
+import logging
 import shutil
 import tempfile
 from collections import OrderedDict
@@ -24,6 +25,8 @@ from tiramisu.labels import LabelSet
 from tiramisu.visualize import overlay
 
 UInt8Array = NDArray[np.uint8]
+
+logger = logging.getLogger(__name__)
 
 THUMBNAIL_SIDE = 96
 
@@ -132,7 +135,11 @@ class Gallery:
                 f"{name}: {self.limits.session_mib} MiB are enough for one visit; remove some images first"
             )
         picture = Picture(key, name, self.root / f"{key}.image")
-        picture.path.write_bytes(data)
+        try:
+            picture.path.write_bytes(data)
+        except OSError as error:
+            picture.path.unlink(missing_ok=True)
+            raise ImageError(f"{name}: this server cannot keep it now ({error.strerror}); try again later") from error
         self._stored += len(data)
         self.pictures[key] = picture
         return picture
@@ -172,9 +179,18 @@ class Gallery:
         self._made += 1
         folder = self.root / f"result{self._made}"
         try:
-            image = self.decode(picture)
+            return self._keep(setup, self._analyse(picture, service, setup, folder))
         except ImageError as error:
-            return self._keep(setup, Result(picture, service.labels, folder, error=str(error)))
+            reason = str(error)
+        except (OSError, RuntimeError, MemoryError) as error:  # a full disk, a full GPU
+            logger.exception("%s could not be segmented", picture.name)
+            shutil.rmtree(folder, ignore_errors=True)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = f"{picture.name}: could not be segmented ({lines[0]})"
+        return self._keep(setup, Result(picture, service.labels, folder, error=reason))
+
+    def _analyse(self, picture: Picture, service: Service, setup: Setup, folder: Path) -> Result:
+        image = self.decode(picture)
         found, seconds = service.segment(image.pixels, setup.options)
         folder.mkdir()
         Image.fromarray(found.mask).save(folder / "mask.png", compress_level=3)
@@ -183,7 +199,7 @@ class Gallery:
             for kind, values in (("confidence", found.confidence), ("uncertainty", found.uncertainty))
             if values is not None
         }
-        result = Result(
+        return Result(
             picture,
             service.labels,
             folder,
@@ -196,7 +212,6 @@ class Gallery:
             note=image.note,
             thumbnail=thumbnail(image.pixels, found),
         )
-        return self._keep(setup, result)
 
     def _keep(self, setup: Setup, result: Result) -> Result:
         self._results[result.picture.key, setup] = result

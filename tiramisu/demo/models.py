@@ -72,8 +72,10 @@ def _read(name: str, folder: Path) -> Model | None:
         network = str(config["architecture"])
         if network == "FCDenseNet" and config.get("variant"):
             network += str(config["variant"])
-        return Model(name, folder, {"network": network, "dropout": config.get("dropout"), **protocol})
-    except (OSError, ValueError, KeyError, TypeError):
+        model = Model(name, folder, {"network": network, "dropout": config.get("dropout"), **protocol})
+        assert model.title and model.facts  # computed from what the file says, which may be anything
+        return model
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError):
         return None
 
 

@@ -1,5 +1,6 @@
 """Training the small network of the quickstart from the app, where there are no weights yet."""
 
+import atexit
 import contextlib
 import csv
 import subprocess
@@ -40,6 +41,7 @@ class QuickTraining:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._started = 0.0
+        atexit.register(self.stop)  # it does not outlive the server
 
     def start(self) -> None:
         """Begin, unless it runs already."""
@@ -74,7 +76,7 @@ class QuickTraining:
             elapsed = time.time() - self._started
             text = f"Epoch {min(epochs + 1, self.epochs)} of {self.epochs}, {elapsed:.0f} s"
             return Progress(
-                "running", epochs / self.epochs, text + (f", {100 * score:.0f} mIoU so far" if score else "")
+                "running", min(epochs / self.epochs, 1.0), text + (f", {100 * score:.0f} mIoU so far" if score else "")
             )
         if code == 0:
             return Progress("done", 1.0, "Training is done.")
@@ -82,14 +84,15 @@ class QuickTraining:
 
     def _history(self) -> tuple[int, float]:
         """Return the epochs that are done, and the last mIoU."""
-        files = [file for file in self.runs.glob("*/version_*/metrics.csv") if file.stat().st_mtime >= self._started]
-        if not files:
-            return 0, 0.0
-        rows: list[dict[str, str]] = []
-        with contextlib.suppress(OSError), max(files, key=lambda file: file.stat().st_mtime).open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        scores = [float(row["val/mIoU"]) for row in rows if row.get("val/mIoU")]
-        return len(rows), scores[-1] if scores else 0.0
+        with contextlib.suppress(OSError, ValueError):  # a file that is just being replaced
+            times = {file: file.stat().st_mtime for file in self.runs.glob("*/version_*/metrics.csv")}
+            newest = max(times, key=times.__getitem__, default=None)
+            if newest is not None and times[newest] >= self._started:
+                with newest.open(newline="") as table:
+                    rows = list(csv.DictReader(table))
+                scores = [float(row["val/mIoU"]) for row in rows if row.get("val/mIoU")]
+                return len(rows), scores[-1] if scores else 0.0
+        return 0, 0.0
 
     def _last_line(self) -> str:
         if self._log is None:

@@ -60,7 +60,10 @@ class Viewer {
     if (!data || data.picture === this.shown?.picture && data.mask === this.shown?.mask
         && data.uncertainty === this.shown?.uncertainty && JSON.stringify(data.classes) === JSON.stringify(this.shown?.classes)) return;
     this.shown = data;
-    this.settings ??= { ...data.settings, hidden: new Set(data.settings.hidden) };
+    const names = data.classes.map(({ name }) => name).join("\n");
+    this.settings ??= { ...data.settings };
+    if (names !== this.names) this.settings.hidden = new Set(data.settings.hidden); // those of another model mean others
+    this.names = names;
     const kinds = ["picture", "mask", "confidence", "uncertainty"].filter((kind) => data[kind]);
     const loaded = await Promise.all(kinds.map((kind) => loadPicture(data[kind])));
     if (this.shown !== data) return; // another one came meanwhile
@@ -170,7 +173,9 @@ class Viewer {
         this.dragsSplit = false;
       });
     }
-    this.canvas.addEventListener("pointerleave", () => this.point(null));
+    this.canvas.addEventListener("pointerleave", (event) => {
+      if (event.pointerType === "mouse") this.point(null); // a finger that was lifted still wants to know
+    });
     this.canvas.addEventListener("dblclick", (event) => this.zoomBy(2, this.at(event)));
     this.canvas.addEventListener("keydown", (event) => this.key(event));
   }
@@ -283,6 +288,7 @@ class Viewer {
     this.canvas.setPointerCapture(event.pointerId);
     const position = this.at(event);
     this.pointers.set(event.pointerId, position);
+    this.point(this.pixelAt(position), position);
     const panel = this.data && this.panels()[0];
     this.dragsSplit = this.data && this.view() === "compare" && Math.abs(position[0] - panel.x - panel.width * this.split) < 16;
   }
@@ -340,7 +346,7 @@ class Viewer {
   }
 
   key(event) {
-    if (!this.data || event.metaKey || event.altKey) return;
+    if (!this.data || event.metaKey || event.altKey || event.ctrlKey) return;
     const step = event.shiftKey ? 1 : Math.max(1, Math.round(this.width / 40 / this.zoom));
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (moves[event.key]) {
@@ -376,6 +382,7 @@ class Viewer {
     }
     this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
     this.context.clearRect(0, 0, width, height);
+    this.canvas.style.touchAction = this.zoom > 1 ? "none" : "pan-y"; // a finger scrolls the page past a whole picture
     for (const panel of panels) this.drawPanel(panel, panels.length > 1);
   }
 

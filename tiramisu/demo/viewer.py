@@ -68,7 +68,7 @@ def read_settings(query: dict[str, str], labels: LabelSet) -> dict[str, Any]:
     """Return the viewer's settings from the page's address; what makes no sense there is ignored."""
     settings: dict[str, Any] = {"opacity": DEFAULT_OPACITY, "view": VIEWS[0], "hidden": []}
     opacity, view, hidden = query.get("opacity", ""), query.get("view", ""), query.get("hidden", "")
-    if opacity.isdecimal() and int(opacity) <= 100:
+    if opacity.isdecimal() and len(opacity) <= 3 and int(opacity) <= 100:
         settings["opacity"] = int(opacity) / 100
     if view in VIEWS:
         settings["view"] = view
