@@ -175,7 +175,7 @@ def photos_part(before: set[str]) -> list[Picture]:
     files = st.file_uploader(
         "Drop images here", accept_multiple_files=True, key="files", max_upload_size=LIMITS.image_mib,
         help="JPEG, PNG, WebP, TIFF, AVIF, BMP, GIF and more, of any size up to "
-        f"{LIMITS.pixels // 1_000_000} megapixels. They leave this server when you do.",
+        f"{LIMITS.pixels // 1_000_000} megapixels. They are deleted after your visit.",
     )  # fmt: skip
     pictures = [picture for file in files if (picture := bring(file.file_id, file.name, file))]
     listed = {file.file_id for file in files}
