@@ -11,6 +11,7 @@ from typing import Any
 import streamlit as st
 from PIL import Image
 
+from tiramisu.allocator import limit_arenas
 from tiramisu.data.streets import draw_scene
 from tiramisu.demo import viewer
 from tiramisu.demo.assessment import assess, find_partner, read_truth
@@ -56,6 +57,7 @@ SHOW = st.components.v2.component(
 @st.cache_resource
 def turnstile() -> Turnstile:
     """Return the one queue for this machine."""
+    limit_arenas()
     return Turnstile()
 
 
