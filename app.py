@@ -109,7 +109,7 @@ def state(name: str, default: Any) -> Any:
 # ---- parts of the page
 
 
-def settings_part(models: list[Model]) -> tuple[Model, Service, Setup, LabelSet]:
+def settings_part(models: list[Model]) -> tuple[Service, Setup, LabelSet]:
     """Show the settings in the sidebar; return what they choose."""
     by_name = {model.name: model for model in models}
     with st.sidebar:
@@ -141,7 +141,7 @@ def settings_part(models: list[Model]) -> tuple[Model, Service, Setup, LabelSet]
     with st.sidebar:
         small(f"Runs with {service.description}.")
     labels = with_safe_colors(service.labels) if safe else service.labels
-    return model, service, Setup(weights, engine, options), labels
+    return service, Setup(weights, engine, options), labels
 
 
 def training_part() -> None:
@@ -164,7 +164,7 @@ def training_progress() -> None:
         st.button("Stop training", on_click=training.stop)
         return
     if state_ == "failed":
-        st.error(text)
+        st.error(plain(text))
     st.button("Train a small model", type="primary", on_click=training.start)
 
 
@@ -234,7 +234,7 @@ def camera_part() -> list[Picture]:
         try:
             taken[photo.file_id] = gallery().add(f"photo {len(taken) + 1}.jpg", photo.getvalue()).key
         except TiramisuError as error:
-            st.error(str(error))
+            st.error(plain(str(error)))
     return [gallery().pictures[key] for key in taken.values() if key in gallery().pictures]
 
 
@@ -312,7 +312,7 @@ def viewer_part(result: Result, labels: LabelSet) -> None:
     drawn = (str(result.folder), labels)
     if state("drawn", (None, None))[0] != drawn:
         pixels = gallery().decode(result.picture).pixels
-        # The settings to begin with stay as they were: what is sent again unchanged is not sent at all.
+        # The settings to begin with stay as they were: the viewer has its own by now, and one message need be made.
         data = viewer.viewer_data(pixels, result, labels, LIMITS.display_side) | {"settings": settings}
         st.session_state.drawn = (drawn, data)
     SHOW(key="viewer", data=st.session_state.drawn[1], on_settings_change=lambda: keep_settings(labels))
@@ -463,9 +463,9 @@ def main() -> None:
         training_part()
         return
     try:
-        _, service, setup, labels = settings_part(models)
+        service, setup, labels = settings_part(models)
     except TiramisuError as error:
-        st.error(str(error))
+        st.error(plain(str(error)))
         return
     source = st.segmented_control(
         "Source", SOURCES, default=SOURCES[0], required=True, key="source", label_visibility="collapsed",

@@ -232,7 +232,7 @@ def test_the_package_holds_what_predict_writes(service: Service, tmp_path: Path)
             np.testing.assert_array_equal(np.asarray(picture), results[0].read("mask"))
             assert picture.mode == "P"
         tables = {name: archive.read(name).decode() for name in files if name.endswith((".csv", ".json"))}
-    assert {"x.png", "X (2).png", "overlays/x.jpg", "labelme/x.json", "coco.json", "areas.csv", "review.csv"} <= files
+    assert {"x.png", "X-2.png", "overlays/x.jpg", "labelme/x.json", "coco.json", "areas.csv", "review.csv"} <= files
     assert "bad.png" in tables["failures.csv"]
     assert "a/x.png,wrong" in tables["verdicts.csv"]
     assert not [name for name, text in tables.items() if str(gallery.root) in text], "no path of the server"
@@ -244,7 +244,7 @@ def test_the_package_holds_what_predict_writes(service: Service, tmp_path: Path)
 
 
 def test_names_of_results_differ_also_without_case() -> None:
-    assert unique_names(["a.png", "A.jpg", "../b", "...", "x<y>.png"]) == ["a", "A (2)", "b", "image", "x_y_"]
+    assert unique_names(["a.png", "A.jpg", "../b", "...", "x<y>.png"]) == ["a", "A-2", "b", "image", "x_y_"]
 
 
 def test_limits_are_told_with_the_file(service: Service) -> None:

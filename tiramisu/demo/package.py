@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tiramisu.demo.gallery import Gallery, Result
 from tiramisu.inference.folder import blank_record, write_image
-from tiramisu.inference.inputs import Entry
+from tiramisu.inference.inputs import Entry, distinct
 from tiramisu.inference.journal import FILE, Journal
 from tiramisu.inference.outputs import OutputFolder, Wanted
 
@@ -77,17 +77,7 @@ def doubt(result: Result) -> float:
 
 def unique_names(files: Sequence[str]) -> list[str]:
     """Return names of results for files: without folder and suffix, all different even where case is ignored."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for file in files:
-        stem = re.sub(r"[^\w.() -]", "_", Path(file).stem).strip(" .") or "image"
-        name, number = stem, 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{stem} ({number})"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+    return distinct([re.sub(r"[^\w.() -]", "_", Path(file).stem).strip(" .") or "image" for file in files])
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
