@@ -1,5 +1,6 @@
 """The app: `streamlit run app.py`. Layout and state only; what it shows comes from tiramisu.demo."""
 
+import functools
 import io
 import os
 import re
@@ -10,18 +11,19 @@ from typing import Any
 
 import streamlit as st
 from PIL import Image
+from streamlit.delta_generator import DeltaGenerator
 
 from tiramisu.allocator import limit_arenas
 from tiramisu.data.streets import draw_scene
 from tiramisu.demo import viewer
 from tiramisu.demo.assessment import assess, find_partner, read_truth
 from tiramisu.demo.clips import ClipProgress, segment_clip
-from tiramisu.demo.gallery import Gallery, Picture, Result, Setup
+from tiramisu.demo.gallery import Disk, Gallery, Picture, Result, Setup, sweep
 from tiramisu.demo.limits import LIMITS
 from tiramisu.demo.models import Model, find_models
 from tiramisu.demo.package import VERDICTS, doubt, relabelling_list, write_package
 from tiramisu.demo.quick_training import QuickTraining
-from tiramisu.demo.service import Service, Turnstile
+from tiramisu.demo.service import Queues, Service, Step
 from tiramisu.errors import TiramisuError
 from tiramisu.inference.engines import EngineName, is_installed
 from tiramisu.inference.segmenter import Options, Segmenter
@@ -55,17 +57,24 @@ SHOW = st.components.v2.component(
 
 
 @st.cache_resource
-def turnstile() -> Turnstile:
-    """Return the one queue for this machine."""
+def queues() -> Queues:
+    """Return what all visitors of this machine wait in."""
     limit_arenas()
-    return Turnstile()
+    return Queues()
+
+
+@st.cache_resource
+def disk() -> Disk:
+    """Return the room for everybody's files."""
+    sweep()
+    return Disk()
 
 
 @st.cache_resource(max_entries=3, show_spinner="Loading the model …")
 def load_service(path: str, engine: EngineName, changed: float) -> tuple[Service, str]:
     """Load a model once for everybody; `changed` makes a retrained one another model."""
     del changed
-    return Service(Segmenter.load(path, engine=engine), turnstile()), content_hash(Path(path))
+    return Service(Segmenter.load(path, engine=engine), queues()), content_hash(Path(path))
 
 
 @st.cache_resource
@@ -88,7 +97,7 @@ def sample(number: int) -> bytes:
 @st.cache_resource(scope="session", show_spinner=False, on_release=Gallery.close)
 def gallery() -> Gallery:
     """Return the visitor's pictures and results; they go when the visitor does."""
-    return Gallery()
+    return Gallery(disk=disk())
 
 
 def small(text: str) -> None:
@@ -119,7 +128,7 @@ def settings_part(models: list[Model]) -> tuple[Service, Setup, LabelSet]:
         )
         model = by_name.get(name, models[0])
         with st.expander("About this model"):
-            st.table({"": list(model.facts), "Value": list(model.facts.values())} if model.facts else {})
+            st.table({"Property": list(model.facts), "Value": list(model.facts.values())} if model.facts else {})
         usable = [engine for engine in ENGINES if engine in ("auto", "torch") or is_installed(engine)]
         engine = st.selectbox("Engine", usable, format_func=ENGINES.__getitem__, key="engine", bind="query-params")
         flip = st.toggle(
@@ -161,11 +170,17 @@ def training_progress() -> None:
         st.rerun(scope="app")
     if state_ == "running":
         st.progress(share, text)
-        st.button("Stop training", on_click=training.stop)
+        if state("trains", False):
+            st.button("Stop training", on_click=training.stop)
         return
     if state_ == "failed":
         st.error(plain(text))
-    st.button("Train a small model", type="primary", on_click=training.start)
+
+    def start() -> None:
+        st.session_state.trains = True  # who started it may stop it
+        training.start()
+
+    st.button("Train a small model", type="primary", on_click=start)
 
 
 def photos_part(before: set[str]) -> list[Picture]:
@@ -185,27 +200,38 @@ def photos_part(before: set[str]) -> list[Picture]:
     for file_id in before - listed:  # taken away by the visitor
         key = known.pop(file_id, None)
         if key is not None and key not in known.values():
-            gallery().remove(key)
+            forget(key)
     st.session_state.listed = listed
     earlier = [file_id for file_id in known if file_id not in listed and known[file_id] in gallery().pictures]
     pictures = [gallery().pictures[known[file_id]] for file_id in earlier] + pictures
     if earlier and st.button(f"Remove {len(earlier)} earlier images"):
         for file_id in earlier:
-            gallery().remove(known.pop(file_id))
+            forget(known.pop(file_id))
         st.rerun()
     return pictures + samples_part(not pictures)
 
 
 def bring(file_id: str, name: str, file: io.BytesIO) -> Picture | None:
     """Keep an uploaded image, once; say what is wrong with it."""
-    known = state("brought", {})
-    if known.get(file_id) not in gallery().pictures:  # also where the connection was lost, and the gallery with it
+    known, refused = state("brought", {}), state("refused", {})
+    if known.get(file_id) not in gallery().pictures and file_id not in refused:  # also where the gallery was lost
         try:
             known[file_id] = gallery().add(name, file.getvalue()).key
         except TiramisuError as error:
-            st.error(plain(str(error)))
-            return None
-    return gallery().pictures.get(known[file_id])
+            refused[file_id] = str(error)
+    if file_id in refused:
+        st.error(plain(refused[file_id]))
+        return None
+    picture = gallery().pictures[known[file_id]]
+    if picture.name != name:
+        small(f"{plain(name)} is the same image as {plain(picture.name)}.")
+    return picture
+
+
+def forget(key: str) -> None:
+    """Remove a picture; what was refused before may have room now."""
+    gallery().remove(key)
+    state("refused", {}).clear()
 
 
 def samples_part(expanded: bool) -> list[Picture]:
@@ -235,11 +261,16 @@ def camera_part() -> list[Picture]:
             taken[photo.file_id] = gallery().add(f"photo {len(taken) + 1}.jpg", photo.getvalue()).key
         except TiramisuError as error:
             st.error(plain(str(error)))
-    return [gallery().pictures[key] for key in taken.values() if key in gallery().pictures]
+    pictures = [gallery().pictures[key] for key in taken.values() if key in gallery().pictures]
+    if pictures and st.button(f"Remove {len(pictures)} photos" if len(pictures) > 1 else "Remove the photo"):
+        for picture in pictures:
+            forget(picture.key)
+        st.rerun()
+    return pictures
 
 
 def segment_next(pending: list[Picture], total: int, service: Service, setup: Setup) -> None:
-    """Segment images for a moment, then show them; clicking anything interrupts between two images."""
+    """Segment images for a moment, then show them; clicking anything interrupts."""
     keys = frozenset(picture.key for picture in pending)
     cancelled = state("cancelled", frozenset()) & keys
     if cancelled:
@@ -254,9 +285,10 @@ def segment_next(pending: list[Picture], total: int, service: Service, setup: Se
     start = time.monotonic()
     for position, picture in enumerate(pending):
         done = total - len(pending) + position
-        progress.progress(done / total, f"Segmenting {done + 1} of {total}: {plain(picture.name)}")
+        tell = functools.partial(show_step, progress, f"{done + 1} of {total}: {plain(picture.name)}", done, total)
+        tell(Step(0))
         try:
-            gallery().analyse(picture, service, setup)
+            gallery().analyse(picture, service, setup, tell)
         except TiramisuError as error:
             st.warning(plain(str(error)))
             st.button("Try again")
@@ -266,15 +298,22 @@ def segment_next(pending: list[Picture], total: int, service: Service, setup: Se
     st.rerun()
 
 
-def table_part(results: list[Result]) -> Result:
+def show_step(bar: DeltaGenerator, what: str, done: int, total: int, step: Step) -> None:
+    """Show where an image stands; here Streamlit ends the run of a page whose visitor has clicked on something."""
+    others = "1 other" if step.ahead == 1 else f"{step.ahead} others"
+    text = f"Waiting for {others}" if step.ahead else "Segmenting"
+    bar.progress((done + step.share) / total, f"{text}: {what}")
+
+
+def table_part(results: list[Result], safe: bool) -> Result:
     """Show many results as a table, the most uncertain first; return the one to look at."""
     ordered = sorted(results, key=doubt, reverse=True)
     if len(ordered) == 1:
         return ordered[0]
-    verdicts = state("verdicts", {})
+    verdicts = known_verdicts(ordered[0].setup)
     rows = [
         {
-            "Overlay": result.thumbnail,
+            "Overlay": result.thumbnails[safe],
             "Image": result.picture.name,
             "Uncertainty": 100 * doubt(result),
             "Verdict": verdicts.get(result.picture.key, ""),
@@ -336,11 +375,12 @@ def facts_part(result: Result, service: Service, labels: LabelSet) -> None:
         f"{result.width} x {result.height} pixels · {service.description}"
         + (f" · {result.note}" if result.note else "")
     )
-    verdicts = state("verdicts", {})
+    verdicts = known_verdicts(result.setup)
     key = result.picture.key
     verdict = st.segmented_control(
-        "Is the mask right?", VERDICTS, default=verdicts.get(key), key=f"verdict {key}", format_func=str.capitalize
-    )
+        "Is the mask right?", VERDICTS, default=verdicts.get(key), key=f"verdict {key} {result.setup.weights}",
+        format_func=str.capitalize,
+    )  # fmt: skip
     if verdict != verdicts.get(key):
         verdicts[key] = verdict
         st.rerun()
@@ -356,21 +396,27 @@ def facts_part(result: Result, service: Service, labels: LabelSet) -> None:
     table_tab.dataframe(table, hide_index=True, alt=describe_areas(present))
 
 
+def known_verdicts(setup: Setup) -> dict[str, str | None]:
+    """Return what the visitor thinks of a model's masks, by picture."""
+    verdicts: dict[str, str | None] = state("verdicts", {}).setdefault(setup.weights, {})
+    return verdicts
+
+
 def describe_areas(present: list[tuple[str, float]]) -> str:
     """Return a text for those who do not see the chart."""
     return "Areas: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in present)
 
 
-def downloads_part(results: list[Result]) -> None:
+def downloads_part(results: list[Result], labels: LabelSet) -> None:
     """Offer everything to take home."""
-    verdicts = {key: value for key, value in state("verdicts", {}).items() if value}
+    verdicts = {key: value for key, value in known_verdicts(results[0].setup).items() if value}
 
     mine = gallery()  # the function runs at the click, outside of this visit
 
     def package() -> bytes:
         with tempfile.TemporaryDirectory(dir=mine.root) as folder:  # of its own: another click may run beside this one
             path = Path(folder) / "package.zip"
-            write_package(mine, results, verdicts, path)
+            write_package(mine, results, labels, verdicts, path)
             return path.read_bytes()
 
     left, right, _ = st.columns([1, 1, 2])
@@ -427,7 +473,8 @@ def video_part(service: Service, setup: Setup, labels: LabelSet) -> None:
     if file is None:
         st.session_state.pop("clip", None)
         return
-    if state("clip", None) is None or st.session_state.clip[0] != (file.file_id, setup):
+    wanted = file.file_id, setup, labels
+    if state("clip", None) is None or st.session_state.clip[0] != wanted:
         if not st.button("Segment the video", type="primary"):
             return
         bar = st.progress(0.0, "Reading the video …")
@@ -441,7 +488,7 @@ def video_part(service: Service, setup: Setup, labels: LabelSet) -> None:
         except TiramisuError as error:
             st.error(plain(str(error)))
             return
-        st.session_state.clip = ((file.file_id, setup), clip)
+        st.session_state.clip = (wanted, clip)
         st.rerun()
     clip = st.session_state.clip[1]
     st.video(clip.video)
@@ -485,14 +532,14 @@ def main() -> None:
             troubles.error(plain(result.error))
     if results:
         with table:
-            result = table_part(results)
+            result = table_part(results, labels is not service.labels)
         left, right = output.columns([3, 1.2], gap="medium")
         with left:
             st.subheader(plain(result.picture.name))
             viewer_part(result, labels)
         with right:
             facts_part(result, service, labels)
-        downloads_part([result for _, result in found if result is not None])
+        downloads_part([result for _, result in found if result is not None], labels)
         assessment_part(result, labels)
     pending = [picture for picture, result in found if result is None]
     if pending:

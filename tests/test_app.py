@@ -5,6 +5,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,12 +16,12 @@ from streamlit.testing.v1 import AppTest
 
 from tiramisu.data.streets import draw_scene
 from tiramisu.demo import viewer
-from tiramisu.demo.gallery import Gallery, Setup
+from tiramisu.demo.gallery import Disk, Gallery, Setup, sweep
 from tiramisu.demo.limits import Limits
 from tiramisu.demo.models import find_models
 from tiramisu.demo.package import relabelling_list, unique_names, write_package
 from tiramisu.demo.quick_training import QuickTraining
-from tiramisu.demo.service import BusyError, Service, Turnstile
+from tiramisu.demo.service import BusyError, Queues, Service, Step, Turnstile
 from tiramisu.errors import ImageError
 from tiramisu.inference import Options, Segmenter
 from tiramisu.labels import LabelSet
@@ -54,7 +55,7 @@ def app(runs: Path) -> AppTest:
 
 @pytest.fixture(scope="session")
 def service(trained_run: Path) -> Service:
-    return Service(Segmenter.load(trained_run / "model"), Turnstile())
+    return Service(Segmenter.load(trained_run / "model"), Queues())
 
 
 def upload(app: AppTest, files: dict[str, bytes]) -> AppTest:
@@ -125,10 +126,10 @@ def test_a_result_that_cannot_be_stored_is_told_and_the_others_go_on(
 ) -> None:
     segment = Service.segment
 
-    def fail_once(self: Service, image: np.ndarray, options: Options):
+    def fail_once(self: Service, image: np.ndarray, *arguments: Any):
         if image.shape[0] == 40:
             raise RuntimeError("out of memory\nand so on")
-        return segment(self, image, options)
+        return segment(self, image, *arguments)
 
     monkeypatch.setattr(Service, "segment", fail_once)
     upload(app, {"a.png": scene(0, (40, 64)), "b.png": scene(1)})
@@ -160,7 +161,7 @@ def test_a_verdict_lands_in_the_list(app: AppTest) -> None:
     control = next(group for group in app.segmented_control if group.label == "Is the mask right?")
     control.set_value("wrong").run()
     assert not errors(app)
-    assert "wrong" in app.session_state["verdicts"].values()
+    assert ["wrong"] in [list(marked.values()) for marked in app.session_state["verdicts"].values()]
 
 
 def test_a_true_mask_is_compared(app: AppTest, service: Service) -> None:
@@ -224,7 +225,7 @@ def test_the_package_holds_what_predict_writes(service: Service, tmp_path: Path)
     setup = Setup("w", "auto", OPTIONS)
     uploads = [("a/x.png", scene(0)), ("b/X.png", scene(1)), ("bad.png", b"nothing")]
     results = [gallery.analyse(gallery.add(name, data), service, setup) for name, data in uploads]
-    write_package(gallery, results, {results[0].picture.key: "wrong"}, tmp_path / "out.zip")
+    write_package(gallery, results, service.labels, {results[0].picture.key: "wrong"}, tmp_path / "out.zip")
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert archive.testzip() is None
         files = set(archive.namelist())
@@ -256,6 +257,97 @@ def test_limits_are_told_with_the_file(service: Service) -> None:
         gallery.add("b.png", scene(1))
     result = gallery.analyse(first, service, Setup("w", "auto", OPTIONS))
     assert result.error.startswith("a.png: 64 x 48 pixels are more than the limit")
+
+
+def test_old_results_of_other_settings_make_room_and_none_that_is_shown(service: Service) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    gallery = Gallery(Limits(session_mib=2))
+    picture = gallery.add("noise.png", buffer.getvalue())
+    setups = [Setup(weights, "auto", OPTIONS) for weights in "abc"]
+    results = [gallery.analyse(picture, service, setup) for setup in setups]
+    assert not any(result.error for result in results)
+    assert not results[0].folder.exists()
+    assert results[2].folder.exists()
+    full = Gallery(Limits(), Disk(len(buffer.getvalue()) + 1000))
+    result = full.analyse(full.add("noise.png", buffer.getvalue()), service, setups[0])
+    assert result.error == "noise.png: this server is full right now; try again later"
+    assert not result.folder.exists()
+    full.close()
+    assert full.disk.free == len(buffer.getvalue()) + 1000
+
+
+def test_much_work_is_refused_and_less_is_not(service: Service) -> None:
+    gallery = Gallery(Limits(seen=48 * 64 * 2))
+    picture = gallery.add("a.png", scene(0))
+    assert not gallery.analyse(picture, service, Setup("w", "auto", Options(tta="flip", confidence=True))).error
+    options = Options(uncertainty="mc-dropout", confidence=True)
+    assert "look at each 8 times" in gallery.analyse(picture, service, Setup("w", "torch", options)).error
+
+
+def test_what_a_killed_server_left_is_swept(tmp_path: Path) -> None:
+    gallery = Gallery()
+    gone = tmp_path / "tiramisu-4194304000-x"
+    mine = tmp_path / gallery.root.name
+    other = tmp_path / "tiramisu-x"
+    for folder in (gone, mine, other):
+        folder.mkdir()
+        (folder / "file").touch()
+    sweep(tmp_path)
+    assert sorted(path for path in tmp_path.iterdir()) == sorted([mine, other])
+
+
+def test_a_large_image_lets_others_through_and_can_be_cancelled(trained_run: Path) -> None:
+    """Every tile waits for its turn; whoever was told how far it is may end it by raising."""
+    queues = Queues()
+    segmenter = Segmenter.load(trained_run / "model", engine="torch")
+    large = Service(Segmenter(segmenter.engine, tile=64, overlap=16), queues)
+    small = Service(segmenter, queues)
+    image = draw_scene(1, 1, 300, 300)[0]
+    steps: list[Step] = []
+    done: list[str] = []
+
+    def look(step: Step) -> None:
+        steps.append(step)
+        if len(steps) == 3:  # while the large one is at work
+            small.segment(image[:48, :64], OPTIONS)
+            done.append("small")
+
+    result, seconds = large.segment(image, OPTIONS, look)
+    done.append("large")
+    assert done == ["small", "large"]
+    assert seconds > 0
+    np.testing.assert_array_equal(result.mask, large.segmenter(image).mask)
+    assert [step.share for step in steps] == sorted(step.share for step in steps)
+    assert steps[-1] == Step(0, 1.0)
+
+    class CancelledError(Exception):
+        pass
+
+    def cancel(step: Step) -> None:
+        raise CancelledError
+
+    for options in (OPTIONS, Options(uncertainty="mc-dropout")):
+        with pytest.raises(CancelledError):
+            large.segment(image, options, cancel)
+    with queues.network.turn(lambda ahead: pytest.fail("the cancelled ones are gone")):
+        pass
+
+
+def test_who_waits_is_told_and_may_leave() -> None:
+    turnstile = Turnstile()
+    told: list[int] = []
+
+    def tell(ahead: int) -> None:
+        told.append(ahead)
+        raise KeyboardInterrupt
+
+    with turnstile.turn(), pytest.raises(KeyboardInterrupt), turnstile.turn(tell):
+        pass
+    assert told == [1]
+    with turnstile.turn(tell):
+        pass
 
 
 def test_old_results_make_room(service: Service) -> None:

@@ -1,5 +1,6 @@
 """The app as people see it: a real server, a real browser. Screenshots land in screenshots/."""
 
+import contextlib
 import io
 import os
 import re
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -73,12 +75,17 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def server(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(trained_run.parent.parent, tmp_path_factory.mktemp("server") / "log.txt") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve(runs: Path, log: Path) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"TIRAMISU_RUNS": str(trained_run.parent.parent)}
+    environment = os.environ | {"TIRAMISU_RUNS": str(runs)}
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
     address = f"http://127.0.0.1:{port}"
@@ -209,19 +216,75 @@ def test_from_upload_to_download(page: Page, tmp_path: Path) -> None:
         assert {"street.png", "overlays/street.jpg", "areas.csv", "coco.json"} <= set(archive.namelist())
 
 
-@pytest.mark.slow
-def test_anyone_can_use_it(page: Page) -> None:
-    upload(page, ("street.png", png(1)), ("bad.png", b"no image"))
-    viewer(page, "street.png")
-    expect(page.get_by_text("bad.png: not an image")).to_be_visible()
+def look_at(page: Page, name: str) -> None:
+    """Take a picture of a state, and check that everybody can use it."""
     page.wait_for_timeout(1000)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
     violations = Axe().run(page).response["violations"]
     serious = [
         (violation["id"], [node["html"][:200] for node in violation["nodes"]])
         for violation in violations
         if violation["impact"] in ("serious", "critical")
     ]
-    assert not serious
+    assert not serious, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_anyone_can_use_it(browser: Browser, server: Server, theme: Any, tmp_path: Path, trained_run: Path) -> None:
+    SCREENSHOTS.mkdir(exist_ok=True)
+    context = browser.new_context(viewport={"width": 1400, "height": 1000}, color_scheme=theme)
+    page = open_page(context, server.address)
+    look_at(page, f"{theme}_empty")
+    upload(page, ("street.png", png(1)), ("bad.png", b"no image"))
+    viewer(page, "street.png")
+    expect(page.get_by_text("bad.png: not an image")).to_be_visible()
+    page.get_by_text("Measure it").click()
+    mask = io.BytesIO()
+    Image.fromarray(Segmenter.load(trained_run / "model")(draw_scene(5, 2, 360, 480)[0]).mask).save(mask, "PNG")
+    page.locator("input[type=file]").last.set_input_files(
+        [{"name": "street.png", "mimeType": "image/png", "buffer": mask.getvalue()}]
+    )
+    expect(page.get_by_text("Pixel accuracy")).to_be_visible()
+    page.get_by_text("About this model").click()
+    look_at(page, f"{theme}_one")
+    upload(page, *((f"street{number}.png", png(number, (120, 160))) for number in range(2, 5)))
+    expect(page.get_by_text("Most uncertain first")).to_be_visible()
+    expect(page.get_by_text("Segmenting")).to_have_count(0)
+    look_at(page, f"{theme}_many")
+    page.goto(f"{server.address}/?source=Video")
+    expect(page.get_by_text("Drop a video here")).to_be_visible()
+    page.locator("input[type=file]").set_input_files(write_video(tmp_path / "drive.mp4"))
+    page.get_by_role("button", name="Segment the video").click()
+    expect(page.get_by_role("button", name="Overlay video")).to_be_visible(timeout=60_000)
+    page.wait_for_function("document.querySelector('video')?.readyState >= 2")
+    look_at(page, f"{theme}_video")
+    context.close()
+
+
+def write_video(path: Path) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 5, (320, 240))
+    for number in range(10):
+        writer.write(np.ascontiguousarray(draw_scene(1, number, 240, 320)[0][:, :, ::-1]))
+    writer.release()
+    return path
+
+
+@pytest.mark.slow
+def test_a_model_can_be_trained_where_there_is_none(browser: Browser, tmp_path: Path) -> None:
+    with serve(tmp_path / "runs", tmp_path / "log.txt") as server:
+        context = browser.new_context(viewport={"width": 1000, "height": 600})
+        page, other = context.new_page(), context.new_page()
+        page.goto(server.address)
+        page.get_by_role("button", name="Train a small model").click()
+        expect(page.get_by_text(re.compile(r"Epoch \d+ of 16"))).to_be_visible()
+        look_at(page, "training")
+        other.goto(server.address)
+        expect(other.get_by_text(re.compile(r"Epoch \d+ of 16"))).to_be_visible()
+        expect(other.get_by_role("button", name="Stop training")).to_have_count(0)
+        page.get_by_role("button", name="Stop training").click()
+        expect(page.get_by_role("button", name="Train a small model")).to_be_visible()
+        context.close()
 
 
 @pytest.mark.slow

@@ -64,7 +64,6 @@ def segment_clip(
 
     Raises:
         ImageError: it is no video that can be read, or too large.
-        BusyError: too many visitors want something at once.
     """
     limits = gallery.limits
     gallery.limits.check_file(name, len(data), video=True)
@@ -84,7 +83,7 @@ def segment_clip(
             return False
 
         result = segment_video(
-            service.one_by_one(labels), source, overlay, options=Options(tta=tta), max_pixels=limits.pixels,
+            service.one_by_one(labels), source, overlay, options=Options(tta=tta), max_pixels=limits.frame_pixels,
             stopped=before_frame, max_frames=limits.frames,
         )  # fmt: skip
         assert result is not None  # it is never stopped

@@ -1,33 +1,39 @@
 """The images of one visitor and what the networks saw in them, in a folder that goes with the visitor."""
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import io
 import logging
+import math
+import os
 import shutil
 import tempfile
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
 from tiramisu.demo.limits import LIMITS, MIB, Limits
-from tiramisu.demo.service import Service
+from tiramisu.demo.service import Service, Tell, keep_quiet
 from tiramisu.errors import ImageError
 from tiramisu.inference.images import DecodedImage, decode_image
 from tiramisu.inference.segmenter import Options, Segmentation, count_classes
 from tiramisu.labels import LabelSet
-from tiramisu.visualize import overlay
+from tiramisu.visualize import overlay, with_safe_colors
 
 UInt8Array = NDArray[np.uint8]
 
 logger = logging.getLogger(__name__)
 
+PREFIX = "tiramisu-"
 THUMBNAIL_SIDE = 96
 
 
@@ -55,6 +61,7 @@ class Result:
 
     Attributes:
         picture: the image.
+        setup: what it was segmented with.
         labels: the classes.
         folder: of the maps.
         height: in pixels.
@@ -64,11 +71,12 @@ class Result:
         confidence: mean probability of the pixels' classes.
         uncertainty: mean over the pixels, where it was asked for.
         note: what is worth saying about how the image was read.
-        thumbnail: of the overlay, as a data URL.
+        thumbnails: of the overlay, as data URLs: in the colours of the classes, and in those safe for the colour-blind.
         error: why there is no result; empty where there is one.
     """
 
     picture: Picture
+    setup: Setup
     labels: LabelSet
     folder: Path
     height: int = 0
@@ -78,7 +86,7 @@ class Result:
     confidence: float = 0.0
     uncertainty: float | None = None
     note: str = ""
-    thumbnail: str = ""
+    thumbnails: tuple[str, str] = ("", "")
     error: str = ""
 
     @property
@@ -92,10 +100,35 @@ class Result:
         with Image.open(self.folder / f"{kind}.png") as picture:
             return np.asarray(picture)
 
-    def segmentation(self) -> Segmentation:
-        """Return the result as `Segmenter` gave it, to 8 bits."""
+    def segmentation(self, labels: LabelSet) -> Segmentation:
+        """Return the result as `Segmenter` gave it, to 8 bits, with the classes in the colours of labels."""
         uncertainty = None if self.uncertainty is None else self.read("uncertainty") * np.float32(1 / 255)
-        return Segmentation(self.read("mask"), self.labels, uncertainty=uncertainty)
+        return Segmentation(self.read("mask"), labels, uncertainty=uncertainty)
+
+
+class Disk:
+    """The room for the files of all visitors.
+
+    Args:
+        size: in bytes.
+    """
+
+    def __init__(self, size: int = LIMITS.server_mib * MIB) -> None:
+        self.free = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        """Reserve bytes; tell whether there are enough."""
+        with self._lock:
+            if size > self.free:
+                return False
+            self.free -= size
+            return True
+
+    def give(self, size: int) -> None:
+        """Return bytes."""
+        with self._lock:
+            self.free += size
 
 
 class Gallery:
@@ -103,20 +136,24 @@ class Gallery:
 
     Args:
         limits: on count and sizes.
+        disk: for all visitors.
     """
 
-    def __init__(self, limits: Limits = LIMITS) -> None:
-        self.limits = limits
-        self._temporary = tempfile.TemporaryDirectory(prefix="tiramisu-", ignore_cleanup_errors=True)
+    def __init__(self, limits: Limits = LIMITS, disk: Disk | None = None) -> None:
+        self.limits, self.disk = limits, disk or Disk()
+        # With the number of the process, so that `sweep` knows what a server that was killed has left behind.
+        self._temporary = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", ignore_cleanup_errors=True)
         self.root = Path(self._temporary.name)
         self.pictures: dict[str, Picture] = {}
         self._results: OrderedDict[tuple[str, Setup], Result] = OrderedDict()
-        self._stored = 0
+        self._sizes: dict[Path, int] = {}  # in bytes, of files of pictures and folders of results
         self._made = 0
 
     def close(self) -> None:
         """Remove everything; it also goes when the gallery is no longer used."""
         self._temporary.cleanup()
+        for path in list(self._sizes):
+            self._release(path)
 
     def add(self, name: str, data: bytes) -> Picture:
         """Keep an image; the same bytes are kept once.
@@ -130,17 +167,14 @@ class Gallery:
             return self.pictures[key]
         if len(self.pictures) >= self.limits.images:
             raise ImageError(f"{name}: {self.limits.images} images are enough for one visit; remove some first")
-        if self._stored + len(data) > self.limits.session_mib * MIB:
-            raise ImageError(
-                f"{name}: {self.limits.session_mib} MiB are enough for one visit; remove some images first"
-            )
         picture = Picture(key, name, self.root / f"{key}.image")
+        self._reserve(picture.path, len(data), name)
         try:
             picture.path.write_bytes(data)
         except OSError as error:
             picture.path.unlink(missing_ok=True)
+            self._release(picture.path)
             raise ImageError(f"{name}: this server cannot keep it now ({error.strerror}); try again later") from error
-        self._stored += len(data)
         self.pictures[key] = picture
         return picture
 
@@ -149,10 +183,36 @@ class Gallery:
         picture = self.pictures.pop(key, None)
         if picture is None:
             return
-        self._stored -= picture.path.stat().st_size
         picture.path.unlink()
+        self._release(picture.path)
         for known in [known for known in self._results if known[0] == key]:
-            shutil.rmtree(self._results.pop(known).folder, ignore_errors=True)
+            self._forget(known)
+
+    def _reserve(self, path: Path, size: int, name: str, spare: Setup | None = None) -> None:
+        """Reserve room for a file or folder; where there is none, old results of other setups than `spare` go.
+
+        Raises:
+            ImageError: there is none.
+        """
+        old = [known for known in self._results if known[1] != spare]
+        limit = self.limits.session_mib * MIB
+        while sum(self._sizes.values()) + size > limit and old:
+            self._forget(old.pop(0))
+        if sum(self._sizes.values()) + size > limit:
+            raise ImageError(
+                f"{name}: {self.limits.session_mib} MiB are enough for one visit; remove some images first"
+            )
+        if not self.disk.take(size):
+            raise ImageError(f"{name}: this server is full right now; try again later")
+        self._sizes[path] = size
+
+    def _release(self, path: Path) -> None:
+        self.disk.give(self._sizes.pop(path, 0))
+
+    def _forget(self, known: tuple[str, Setup]) -> None:
+        folder = self._results.pop(known).folder
+        shutil.rmtree(folder, ignore_errors=True)
+        self._release(folder)
 
     def decode(self, picture: Picture) -> DecodedImage:
         """Decode a picture.
@@ -166,8 +226,14 @@ class Gallery:
         """Return the result of a picture, if there is one."""
         return self._results.get((picture.key, setup))
 
-    def analyse(self, picture: Picture, service: Service, setup: Setup) -> Result:
+    def analyse(self, picture: Picture, service: Service, setup: Setup, tell: Tell = keep_quiet) -> Result:
         """Segment a picture and keep the result; one that cannot be read has a result that says why.
+
+        Args:
+            picture: one of those here.
+            service: segments it.
+            setup: the options, and what else the result depends on.
+            tell: is told how far it is.
 
         Raises:
             BusyError: too many visitors want something at once.
@@ -179,19 +245,24 @@ class Gallery:
         self._made += 1
         folder = self.root / f"result{self._made}"
         try:
-            return self._keep(setup, self._analyse(picture, service, setup, folder))
+            with service.place(tell):
+                result = self._analyse(picture, service, setup, folder, tell)
+            self._reserve(folder, sum(file.stat().st_size for file in folder.iterdir()), picture.name, spare=setup)
+            return self._keep(result)
         except ImageError as error:
+            shutil.rmtree(folder, ignore_errors=True)
             reason = str(error)
         except (OSError, RuntimeError, MemoryError) as error:  # a full disk, a full GPU
             logger.exception("%s could not be segmented", picture.name)
             shutil.rmtree(folder, ignore_errors=True)
             lines = str(error).strip().splitlines() or [type(error).__name__]
             reason = f"{picture.name}: could not be segmented ({lines[0]})"
-        return self._keep(setup, Result(picture, service.labels, folder, error=reason))
+        return self._keep(Result(picture, setup, service.labels, folder, error=reason))
 
-    def _analyse(self, picture: Picture, service: Service, setup: Setup, folder: Path) -> Result:
+    def _analyse(self, picture: Picture, service: Service, setup: Setup, folder: Path, tell: Tell) -> Result:
         image = self.decode(picture)
-        found, seconds = service.segment(image.pixels, setup.options)
+        self.limits.check_work(picture.name, image.pixels.shape[0] * image.pixels.shape[1], setup.options.views)
+        found, seconds = service.segment(image.pixels, setup.options, tell)
         folder.mkdir()
         Image.fromarray(found.mask).save(folder / "mask.png", compress_level=3)
         means = {
@@ -201,6 +272,7 @@ class Gallery:
         }
         return Result(
             picture,
+            setup,
             service.labels,
             folder,
             height=found.mask.shape[0],
@@ -210,15 +282,34 @@ class Gallery:
             confidence=means.get("confidence", 0.0),
             uncertainty=means.get("uncertainty"),
             note=image.note,
-            thumbnail=thumbnail(image.pixels, found),
+            thumbnails=(
+                thumbnail(image.pixels, found.mask, service.labels),
+                thumbnail(image.pixels, found.mask, with_safe_colors(service.labels)),
+            ),
         )
 
-    def _keep(self, setup: Setup, result: Result) -> Result:
-        self._results[result.picture.key, setup] = result
+    def _keep(self, result: Result) -> Result:
+        self._results[result.picture.key, result.setup] = result
         while len(self._results) > self.limits.results:
-            _, oldest = self._results.popitem(last=False)
-            shutil.rmtree(oldest.folder, ignore_errors=True)
+            self._forget(next(iter(self._results)))
         return result
+
+
+def sweep(folder: Path | None = None) -> None:
+    """Remove the galleries of servers that were killed.
+
+    Args:
+        folder: that galleries are in; by default the one for temporary files.
+    """
+    for path in Path(folder or tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*-*"):
+        number = int(path.name.removeprefix(PREFIX).partition("-")[0])
+        with contextlib.suppress(psutil.AccessDenied, OSError):
+            try:
+                began = psutil.Process(number).create_time()
+            except psutil.NoSuchProcess:
+                began = math.inf
+            if path.stat().st_mtime < began - 1:  # in a container the next server has the same number
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def data_url(values: UInt8Array, kind: str, **options: Any) -> str:
@@ -228,13 +319,13 @@ def data_url(values: UInt8Array, kind: str, **options: Any) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def thumbnail(image: UInt8Array, result: Segmentation) -> str:
+def thumbnail(image: UInt8Array, mask: UInt8Array, labels: LabelSet) -> str:
     """Return a small overlay as a data URL."""
     scale = min(1.0, THUMBNAIL_SIDE / max(image.shape[:2]))
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    mask = cv2.resize(result.mask, size, interpolation=cv2.INTER_NEAREST)
-    return data_url(overlay(small, mask, result.labels), "JPEG", quality=80)
+    mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    return data_url(overlay(small, mask, labels), "JPEG", quality=80)
 
 
 def _save_share(values: NDArray[np.float32], path: Path) -> float:

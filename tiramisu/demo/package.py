@@ -13,16 +13,20 @@ from tiramisu.inference.folder import blank_record, write_image
 from tiramisu.inference.inputs import Entry, distinct
 from tiramisu.inference.journal import FILE, Journal
 from tiramisu.inference.outputs import OutputFolder, Wanted
+from tiramisu.labels import LabelSet
 
 VERDICTS = ("good", "wrong")
 
 
-def write_package(gallery: Gallery, results: Sequence[Result], verdicts: Mapping[str, str], path: Path) -> None:
+def write_package(
+    gallery: Gallery, results: Sequence[Result], labels: LabelSet, verdicts: Mapping[str, str], path: Path
+) -> None:
     """Write index PNGs, overlays, areas.csv, COCO and LabelMe annotations of results into a ZIP file.
 
     Args:
         gallery: of the pictures.
         results: at least one; those with an error are listed in failures.csv.
+        labels: the classes in the colours to draw.
         verdicts: "good" or "wrong" by key of the picture, for verdicts.csv.
         path: of the ZIP file.
     """
@@ -31,7 +35,7 @@ def write_package(gallery: Gallery, results: Sequence[Result], verdicts: Mapping
     wanted = Wanted(overlay="jpg", uncertainty=uncertain, annotations=("coco", "labelme"))
     root = path.with_suffix(".files")
     shutil.rmtree(root, ignore_errors=True)
-    output = OutputFolder(root, results[0].labels, wanted)
+    output = OutputFolder(root, labels, wanted)
     names = unique_names([result.picture.name for result in results])
     try:
         with Journal(root, {}) as journal:
@@ -42,7 +46,7 @@ def write_package(gallery: Gallery, results: Sequence[Result], verdicts: Mapping
                 file_name = Path(result.picture.name).name
                 # As if the image lay beside the results, which is where LabelMe will look for it.
                 record = blank_record(output, Entry(root / file_name, name), "")
-                done = write_image(output, record, gallery.decode(result.picture), result.segmentation())
+                done = write_image(output, record, gallery.decode(result.picture), result.segmentation(labels))
                 journal.write(done._replace(source=file_name))
             output.write_tables(journal, {"images": len(good), "failed": len(results) - len(good)})
             output.end()

@@ -327,10 +327,12 @@ class Viewer {
     if (found && position) {
       this.tip.textContent = found.text;
       this.tip.style.setProperty("--swatch", found.color);
-      const rightHalf = position[0] > this.canvas.clientWidth * 0.7;
+      const right = position[0] > this.canvas.clientWidth * 0.7;
+      const low = position[1] > this.canvas.clientHeight - 50;
       this.tip.style.left = `${position[0]}px`;
       this.tip.style.top = `${position[1]}px`;
-      this.tip.style.transform = rightHalf ? "translate(calc(-100% - 14px), 14px)" : "";
+      const across = right ? "calc(-100% - 14px)" : "14px";
+      this.tip.style.transform = `translate(${across}, ${low ? "calc(-100% - 14px)" : "14px"})`;
     }
     if (!position) this.status.textContent = found ? found.text : "";
     if (had || this.probe) this.draw();

@@ -8,7 +8,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -85,7 +85,7 @@ class Engine(Protocol):
         """
         ...
 
-    def sample(self, images: UInt8Array, passes: int) -> Iterator[FloatArray]:
+    def sample(self, images: UInt8Array, passes: int) -> Generator[FloatArray, None, None]:
         """Yield logits of several passes with dropout on, the same ones each time.
 
         Raises:

@@ -1,6 +1,6 @@
 """Running an exported graph in ONNX Runtime."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import onnxruntime
@@ -46,6 +46,6 @@ class OnnxEngine:
         """See `Engine`."""
         return self.session.run(None, {self.session.get_inputs()[0].name: images})[0]
 
-    def sample(self, images: UInt8Array, passes: int) -> Iterator[FloatArray]:
+    def sample(self, images: UInt8Array, passes: int) -> Generator[FloatArray, None, None]:
         """See `Engine`: there is no dropout in a graph."""
         raise ConfigError("mc-dropout needs dropout, which graphs do not have; take --engine torch")

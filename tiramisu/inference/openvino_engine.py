@@ -2,7 +2,7 @@
 
 import queue
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,6 @@ class OpenVinoEngine:
         finally:
             self.requests.put(request)
 
-    def sample(self, images: UInt8Array, passes: int) -> Iterator[FloatArray]:
+    def sample(self, images: UInt8Array, passes: int) -> Generator[FloatArray, None, None]:
         """See `Engine`: there is no dropout in a graph."""
         raise ConfigError("mc-dropout needs dropout, which graphs do not have; take --engine torch")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiramisu.inference.engines import Engine, EngineName, FloatArray, Precision, UInt8Array, open_engine
-from tiramisu.inference.tiling import blend_tiles
+from tiramisu.inference.tiling import blend_tiles, split
 from tiramisu.labels import LabelSet
 from tiramisu.weights import find_weights
 
@@ -75,6 +75,12 @@ class Options:
     passes: int = PASSES
     probabilities: bool = False
     confidence: bool = False
+
+    @property
+    def views(self) -> int:
+        """Return how many times the network sees every pixel."""
+        scales = len(SCALES[self.tta]) * (1 if self.tta == "none" else 2)
+        return scales * (self.passes if self.uncertainty == "mc-dropout" else 1)
 
     @property
     def only_mask(self) -> bool:
@@ -165,6 +171,14 @@ class Segmenter:
             for position, values in zip(positions, maps, strict=True):
                 results[position] = self._finish(values, options)
         return [results[position] for position in range(len(images))]
+
+    def count_pieces(self, height: int, width: int, options: Options) -> int:
+        """Return how many calls of the network an image of this size takes, or passes where they are of mc-dropout."""
+        tiles = 1
+        if height * width > self.tile**2:
+            for length in (height, width):
+                tiles *= len(split(length, self.tile, self.overlap, self.engine.card.grid)[0])
+        return tiles * options.views
 
     def _segment_tiles(self, image: UInt8Array, options: Options) -> Segmentation:
         size = height, width = image.shape[0], image.shape[1]

@@ -3,7 +3,7 @@
 import copy
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -73,7 +73,7 @@ class TorchEngine:
         """See `Engine`."""
         return self._run(self.network, images)
 
-    def sample(self, images: UInt8Array, passes: int) -> Iterator[FloatArray]:
+    def sample(self, images: UInt8Array, passes: int) -> Generator[FloatArray, None, None]:
         """See `Engine`; batch normalisation keeps the statistics of training."""
         with self.lock:  # the passes draw from torch's global generator
             if self.stochastic is None:
