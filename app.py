@@ -28,7 +28,7 @@ from tiramisu.errors import TiramisuError
 from tiramisu.inference.engines import EngineName, is_installed
 from tiramisu.inference.segmenter import Options, Segmenter
 from tiramisu.labels import LabelSet
-from tiramisu.visualize import error_map, with_safe_colors
+from tiramisu.visualize import error_map, hex_color, with_safe_colors
 from tiramisu.weights import content_hash
 
 RUNS = Path(os.environ.get("TIRAMISU_RUNS", "runs"))
@@ -42,6 +42,16 @@ AREA_CHART = {
         "x": {"field": "Area (%)", "type": "quantitative"},
         "y": {"field": "Class", "type": "nominal", "sort": None, "title": None},
         "color": {"field": "Colour", "type": "nominal", "scale": None},
+    },
+}
+AREAS_OVER_TIME = {
+    "mark": {"type": "line", "strokeWidth": 2.5},
+    "encoding": {
+        "x": {"field": "Seconds", "type": "quantitative"},
+        "y": {"field": "Area (%)", "type": "quantitative"},
+        "color": {"field": "Colour", "type": "nominal", "scale": None},
+        "detail": {"field": "Class"},
+        "tooltip": [{"field": "Class"}, {"field": "Seconds"}, {"field": "Area (%)", "format": ".1f"}],
     },
 }
 ENGINES: dict[EngineName, str] = {
@@ -180,7 +190,7 @@ def training_progress() -> None:
         st.session_state.trains = True  # who started it may stop it
         training.start()
 
-    st.button("Train a small model", type="primary", on_click=start)
+    st.button("Train a small model", on_click=start)
 
 
 def photos_part(before: set[str]) -> list[Picture]:
@@ -389,7 +399,7 @@ def facts_part(result: Result, service: Service, labels: LabelSet) -> None:
     chart_tab, table_tab = st.tabs(["Areas", "Table"])
     with chart_tab:
         colors = dict(zip(labels.names, labels.palette, strict=True))
-        colored = table | {"Colour": ["#{:02x}{:02x}{:02x}".format(*colors[name]) for name, _ in present]}
+        colored = table | {"Colour": [hex_color(colors[name]) for name, _ in present]}
         st.vega_lite_chart(
             colored, AREA_CHART, width="stretch", height=60 + 24 * len(present), alt=describe_areas(present)
         )
@@ -451,10 +461,9 @@ def assessment_part(result: Result, labels: LabelSet) -> None:
         prediction = result.read("mask")
         scores = assess(prediction, truth, result)
         left, right = st.columns([2, 1])
-        left.image(
-            error_map(prediction, truth, labels), width="stretch", alt=f"Errors in {result.picture.name}",
-            caption="Right pixels grey, wrong ones in the colour of the true class, void black.",
-        )  # fmt: skip
+        left.image(error_map(prediction, truth, labels), width="stretch", alt=f"Errors in {result.picture.name}")
+        with left:
+            small("Right pixels grey, wrong ones in the colour of the true class, void black.")
         right.metric("mIoU", f"{100 * scores.mean_iou:.1f} %")
         right.metric("Pixel accuracy", f"{100 * scores.accuracy:.1f} %")
         known = [(name, iou) for name, iou in zip(labels.names, scores.iou, strict=True) if iou == iou]
@@ -475,7 +484,7 @@ def video_part(service: Service, setup: Setup, labels: LabelSet) -> None:
         return
     wanted = file.file_id, setup, labels
     if state("clip", None) is None or st.session_state.clip[0] != wanted:
-        if not st.button("Segment the video", type="primary"):
+        if not st.button("Segment the video"):
             return
         bar = st.progress(0.0, "Reading the video …")
         st.button("Cancel")  # any click ends the run of this page, and with it the video
@@ -491,12 +500,15 @@ def video_part(service: Service, setup: Setup, labels: LabelSet) -> None:
         st.session_state.clip = (wanted, clip)
         st.rerun()
     clip = st.session_state.clip[1]
-    st.video(clip.video)
-    small(clip.note)
-    st.line_chart(clip.areas, x="seconds", y_label="Area (%)", x_label="Seconds", alt="Area of each class over time")
-    left, right, _ = st.columns([1, 1, 2])
-    left.download_button("Overlay video", clip.video, "overlay.webm", "video/webm", on_click="ignore", width="stretch")
-    right.download_button("Areas (CSV)", clip.table, "areas.csv", "text/csv", on_click="ignore", width="stretch")
+    left, right = st.columns([3, 1.2], gap="medium")
+    left.video(clip.video)
+    with right:
+        small(clip.note)
+        st.vega_lite_chart(clip.areas, AREAS_OVER_TIME, width="stretch", alt="Area of each class over time")
+        st.download_button(
+            "Overlay video", clip.video, "overlay.webm", "video/webm", on_click="ignore", width="stretch"
+        )
+        st.download_button("Areas (CSV)", clip.table, "areas.csv", "text/csv", on_click="ignore", width="stretch")
 
 
 def main() -> None:

@@ -219,7 +219,7 @@ def test_from_upload_to_download(page: Page, tmp_path: Path) -> None:
 def look_at(page: Page, name: str) -> None:
     """Take a picture of a state, and check that everybody can use it."""
     page.wait_for_timeout(1000)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
     violations = Axe().run(page).response["violations"]
     serious = [
         (violation["id"], [node["html"][:200] for node in violation["nodes"]])
@@ -233,7 +233,7 @@ def look_at(page: Page, name: str) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_anyone_can_use_it(browser: Browser, server: Server, theme: Any, tmp_path: Path, trained_run: Path) -> None:
     SCREENSHOTS.mkdir(exist_ok=True)
-    context = browser.new_context(viewport={"width": 1400, "height": 1000}, color_scheme=theme)
+    context = browser.new_context(viewport={"width": 1400, "height": 2000}, color_scheme=theme)
     page = open_page(context, server.address)
     look_at(page, f"{theme}_empty")
     upload(page, ("street.png", png(1)), ("bad.png", b"no image"))
@@ -255,6 +255,7 @@ def test_anyone_can_use_it(browser: Browser, server: Server, theme: Any, tmp_pat
     page.goto(f"{server.address}/?source=Video")
     expect(page.get_by_text("Drop a video here")).to_be_visible()
     page.locator("input[type=file]").set_input_files(write_video(tmp_path / "drive.mp4"))
+    look_at(page, f"{theme}_before_video")
     page.get_by_role("button", name="Segment the video").click()
     expect(page.get_by_role("button", name="Overlay video")).to_be_visible(timeout=60_000)
     page.wait_for_function("document.querySelector('video')?.readyState >= 2")

@@ -32,6 +32,11 @@ def with_safe_colors(labels: LabelSet) -> LabelSet:
     return dataclasses.replace(labels, palette=palette)
 
 
+def hex_color(color: Sequence[int]) -> str:
+    """Return an RGB colour, 0 to 255, as HTML writes it."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
 def palette_table(labels: LabelSet) -> UInt8Array:
     """Return the colour of every possible mask value, uint8 (256, 3); values outside the classes are drawn as void."""
     table = np.full((256, 3), labels.ignore_color, np.uint8)

@@ -12,6 +12,7 @@ from tiramisu.errors import ImageError
 from tiramisu.inference.segmenter import Options, TestTimeAugmentation
 from tiramisu.inference.video import count_frames, segment_video
 from tiramisu.labels import LabelSet
+from tiramisu.visualize import hex_color
 
 
 class ClipProgress(NamedTuple):
@@ -32,13 +33,13 @@ class Clip(NamedTuple):
     Attributes:
         video: of the overlay, WebM.
         table: CSV of each frame's areas.
-        areas: the same, in percent, by column.
+        areas: the same for a chart: Seconds, Class, Area (%) and Colour of each class in each frame.
         note: what is worth saying.
     """
 
     video: bytes
     table: str
-    areas: dict[str, list[float]]
+    areas: list[dict[str, str | float]]
     note: str
 
 
@@ -91,7 +92,7 @@ def segment_clip(
         note = f"{result.frames} frames of {result.width} x {result.height} pixels"
         if total > result.frames:
             note += f", the first of {total}"
-        return Clip(overlay.read_bytes(), table, _columns(table), note)
+        return Clip(overlay.read_bytes(), table, _chart(table, labels), note)
     except ImageError as error:
         raise ImageError(str(error).replace(str(source), name)) from error
     finally:
@@ -99,9 +100,17 @@ def segment_clip(
             file.unlink(missing_ok=True)
 
 
-def _columns(table: str) -> dict[str, list[float]]:
+def _chart(table: str, labels: LabelSet) -> list[dict[str, str | float]]:
     rows = list(csv.DictReader(io.StringIO(table)))
-    names = [name for name in rows[0] if name not in ("frame", "seconds")]
-    present = [name for name in names if any(float(row[name]) > 0 for row in rows)]
-    columns = {name: [100 * float(row[name]) for row in rows] for name in present}
-    return {"seconds": [float(row["seconds"]) for row in rows], **columns}
+    colors = dict(zip(labels.names, labels.palette, strict=True))
+    present = [name for name in labels.names if any(float(row[name]) > 0 for row in rows)]
+    return [
+        {
+            "Seconds": float(row["seconds"]),
+            "Class": name,
+            "Area (%)": 100 * float(row[name]),
+            "Colour": hex_color(colors[name]),
+        }
+        for row in rows
+        for name in present
+    ]

@@ -137,7 +137,7 @@ class Service:
         Raises:
             ConfigError: the engine cannot do what the options ask for.
         """
-        pieces = self.segmenter.count_pieces(*image.shape[:2], options)
+        pieces = self.segmenter.count_pieces(image.shape[0], image.shape[1], options)
         engine = _SharedEngine(self.segmenter.engine, self.queues.network, pieces, tell)
         start = time.perf_counter()
         result = Segmenter(engine, self.segmenter.tile, self.segmenter.overlap)(image, options)
