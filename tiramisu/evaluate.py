@@ -9,6 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tiramisu.cli import command, hide_library_noise, run_function
+from tiramisu.data.folder import FolderOptions
 from tiramisu.data.loading import DatasetName, build_loader, open_source
 from tiramisu.data.source import Source
 from tiramisu.data.streets import Streets
@@ -38,12 +39,14 @@ class DataOptions:
         root: its folder (default: data/<dataset>; `streets` needs none).
         split: which part of it.
         image_size: height and width of the scenes of `streets` (default: as in training).
+        folder: how `folder` is read.
     """
 
     dataset: DatasetName | None = None
     root: Path | None = None
     split: Literal["train", "val", "test"] = "val"
     image_size: tuple[int, int] | None = None
+    folder: FolderOptions = dataclasses.field(default_factory=FolderOptions)
 
 
 def evaluate(
@@ -117,7 +120,7 @@ def open_labelled(segmenter: Segmenter, weights: str | Path, data: DataOptions) 
     image_size = data.image_size
     if dataset == "streets" and image_size is None and protocol.get("dataset") == "streets":
         image_size = tuple(protocol.get("resolution", Streets.DEFAULT_SIZE))
-    source = open_source(dataset, data.root, data.split, image_size)
+    source = open_source(dataset, data.root, data.split, image_size, data.folder)
     known, wanted = segmenter.labels.names, source.labels.names
     unnamed = known == LabelSet.numbered(len(known)).names  # weights that do not know what their classes are called
     if known != wanted and not (unnamed and len(known) == len(wanted)):

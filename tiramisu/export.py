@@ -14,10 +14,10 @@ from tiramisu.data.transforms import SegmentationDataset
 from tiramisu.errors import ConfigError, ImageError, TiramisuError
 from tiramisu.evaluate import DataOptions, open_labelled
 from tiramisu.files import atomic_folder, atomic_path
+from tiramisu.images import decode_image
 from tiramisu.inference.engines import OPENVINO_GRAPH, UInt8Array, open_engine
 from tiramisu.inference.evaluation import evaluate
 from tiramisu.inference.graphs import write_int8, write_onnx, write_openvino
-from tiramisu.inference.images import decode_image
 from tiramisu.inference.inputs import find_inputs
 from tiramisu.inference.segmenter import TILE, Segmenter
 from tiramisu.inference.torch_engine import TorchEngine

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
@@ -47,6 +49,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             file.replace(path / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def user_cache() -> Path:
+    """Return the folder of what can be made again: TIRAMISU_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("TIRAMISU_CACHE") or platformdirs.user_cache_path("tiramisu"))
 
 
 def write_json(path: Path, value: Any) -> None:

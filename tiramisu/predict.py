@@ -17,9 +17,9 @@ from tqdm import tqdm
 from tiramisu import __version__
 from tiramisu.cli import YES_NO, command, hide_library_noise, underscored, with_flags, with_lists
 from tiramisu.errors import ConfigError, TiramisuError
+from tiramisu.images import DEFAULT_MAX_PIXELS
 from tiramisu.inference.engines import EngineName, Precision, is_installed, open_engine
 from tiramisu.inference.folder import FolderRun, Progress, Stop
-from tiramisu.inference.images import DEFAULT_MAX_PIXELS
 from tiramisu.inference.inputs import find_inputs
 from tiramisu.inference.journal import Journal
 from tiramisu.inference.outputs import RESERVED, AnnotationKind, OutputFolder, OverlayKind, Wanted

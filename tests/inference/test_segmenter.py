@@ -7,8 +7,8 @@ import torch
 
 from tiramisu.data.streets import Streets, draw_scene
 from tiramisu.errors import ConfigError, WeightsError
+from tiramisu.images import decode_image
 from tiramisu.inference.engines import open_engine
-from tiramisu.inference.images import decode_image
 from tiramisu.inference.segmenter import Options, Segmenter, argmax, entropy
 from tiramisu.inference.torch_engine import inference_precision
 from tiramisu.models import FCDenseNet, load_network

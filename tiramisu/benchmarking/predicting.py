@@ -16,10 +16,10 @@ from tiramisu.benchmarking.contenders import Contender
 from tiramisu.benchmarking.timing import race, relative
 from tiramisu.data.camvid import CamVid
 from tiramisu.data.streets import draw_scene
+from tiramisu.images import decode_image
 from tiramisu.inference.engines import OPENVINO_GRAPH, open_engine
 from tiramisu.inference.folder import FolderRun
 from tiramisu.inference.graphs import write_int8, write_openvino
-from tiramisu.inference.images import decode_image
 from tiramisu.inference.inputs import find_inputs
 from tiramisu.inference.journal import Journal
 from tiramisu.inference.outputs import OutputFolder, Wanted

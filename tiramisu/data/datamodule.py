@@ -5,7 +5,8 @@ from pathlib import Path
 import lightning as L
 from torch.utils.data import DataLoader
 
-from tiramisu.data.loading import DATASETS, DatasetName, Split, build_loader, default_root, open_source
+from tiramisu.data.folder import FolderOptions
+from tiramisu.data.loading import DatasetName, Split, build_loader, has_test_split, open_source, read_labels
 from tiramisu.data.source import Source
 from tiramisu.data.transforms import Augmentation, Item, SampleKey, SegmentationDataset
 from tiramisu.errors import ConfigError
@@ -16,8 +17,9 @@ class SegmentationDataModule(L.LightningDataModule):
     """Batches of augmented training crops and whole evaluation images.
 
     Args:
-        dataset: `streets`, the built-in drawn street scenes, or `camvid`.
+        dataset: `streets`, the built-in drawn street scenes, `camvid`, or `folder`, your own images and masks.
         root: folder of the data set (default: data/<dataset>; `streets` needs none).
+        folder: how `folder` is read.
         image_size: height and width of the scenes of `streets`, such as [240,320] (default [360,480]).
         augmentation: `paper`: random crop and flip; `strong`: also scale, colour, gamma, blur and noise; `none`.
         crop_size: height and width of the training crops; none trains on whole images (at their own scale), as does
@@ -32,6 +34,7 @@ class SegmentationDataModule(L.LightningDataModule):
         self,
         dataset: DatasetName = "streets",
         root: Path | None = None,
+        folder: FolderOptions = FolderOptions(),  # noqa: B008  # so that --help shows its options
         image_size: tuple[int, int] | None = None,
         augmentation: Augmentation = "strong",
         crop_size: int | None = 224,
@@ -48,7 +51,7 @@ class SegmentationDataModule(L.LightningDataModule):
         if crop_size is not None and crop_size < 32:
             raise ConfigError(f"--data.crop_size {crop_size} is too small; networks here need at least 32")
         self.dataset: DatasetName = dataset
-        self.root, self.image_size = root, image_size
+        self.root, self.folder, self.image_size = root, folder, image_size
         self.augmentation: Augmentation = augmentation
         self.crop_size, self.batch_size, self.eval_batch_size = crop_size, batch_size, eval_batch_size
         self.workers, self.seed = workers, seed
@@ -59,14 +62,12 @@ class SegmentationDataModule(L.LightningDataModule):
     @property
     def labels(self) -> LabelSet:
         """What the classes mean."""
-        return DATASETS[self.dataset].labels
+        return read_labels(self.dataset, self.root, self.folder)
 
     @property
     def test_split(self) -> Split:
         """The split that final weights are evaluated on: test if there is one, else val."""
-        if self.dataset == "camvid" and not ((self.root or default_root("camvid")) / "test").is_dir():
-            return "val"
-        return "test"
+        return "test" if has_test_split(self.dataset, self.root, self.folder) else "val"
 
     def setup(self, stage: str) -> None:
         """Open the splits that a stage needs.
@@ -76,7 +77,9 @@ class SegmentationDataModule(L.LightningDataModule):
             ConfigError: the crop is larger than the training images.
         """
         if stage == "fit":
-            self.train_set = SegmentationDataset(self._open("train"), self.augmentation, self.crop_size, self.seed)
+            self.train_set = SegmentationDataset(
+                self._open("train"), self.augmentation, self.crop_size, self.seed, pad=self.dataset == "folder"
+            )
             self.train_set[SampleKey(0, 0)]  # wrong options must be reported before the run begins
             self.val_set = SegmentationDataset(self._open("val"))
             self._open(self.test_split)  # not needed yet, but a damaged one must not be found days later
@@ -84,7 +87,7 @@ class SegmentationDataModule(L.LightningDataModule):
             self.test_set = SegmentationDataset(self._open(self.test_split))
 
     def _open(self, split: str) -> Source:
-        return open_source(self.dataset, self.root, split, self.image_size)
+        return open_source(self.dataset, self.root, split, self.image_size, self.folder)
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Return shuffled, augmented batches."""

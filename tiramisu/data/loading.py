@@ -11,19 +11,27 @@ import torch
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from tiramisu.data.camvid import CamVid
+from tiramisu.data.folder import Folder, FolderOptions, open_folder
 from tiramisu.data.source import Source
 from tiramisu.data.streets import Streets
 from tiramisu.data.transforms import MIN_SIZE, Item, SampleKey, SegmentationDataset, derive_seed
 from tiramisu.errors import ConfigError, DataError
+from tiramisu.labels import LabelSet
 
-DatasetName = Literal["streets", "camvid"]
+DatasetName = Literal["streets", "camvid", "folder"]
 Split = Literal["train", "val", "test"]
 
-DATASETS: dict[str, type[CamVid] | type[Streets]] = {"streets": Streets, "camvid": CamVid}
+DATASETS: dict[str, type[CamVid] | type[Streets] | type[Folder]] = {
+    "streets": Streets, "camvid": CamVid, "folder": Folder,
+}  # fmt: skip
 
 
 def open_source(
-    dataset: DatasetName, root: Path | None, split: str, image_size: tuple[int, int] | None = None
+    dataset: DatasetName,
+    root: Path | None,
+    split: str,
+    image_size: tuple[int, int] | None = None,
+    folder: FolderOptions | None = None,
 ) -> Source:
     """Open a split of a data set.
 
@@ -32,6 +40,7 @@ def open_source(
         root: its folder (`streets` needs none).
         split: name of the split.
         image_size: height and width of the scenes of `streets`.
+        folder: how to read `folder`.
 
     Raises:
         ConfigError: a needed option is missing or does not apply.
@@ -45,7 +54,31 @@ def open_source(
         return Streets(split, image_size or Streets.DEFAULT_SIZE)
     if image_size is not None:
         raise ConfigError(f"--data.image_size applies to streets only; {dataset} images keep their size")
+    if dataset == "folder":
+        return Folder(open_folder(_folder_root(root), folder or FolderOptions()), split)
     return CamVid(root or default_root(dataset), split)
+
+
+def read_labels(dataset: DatasetName, root: Path | None, folder: FolderOptions | None = None) -> LabelSet:
+    """Return what the classes of a data set mean; for the arguments see `open_source`."""
+    if dataset == "streets":
+        return Streets.labels
+    if dataset == "camvid":
+        return CamVid.labels
+    return open_folder(_folder_root(root), folder or FolderOptions()).classes.labels
+
+
+def has_test_split(dataset: DatasetName, root: Path | None, folder: FolderOptions | None = None) -> bool:
+    """Tell whether a data set has a test split; for the arguments see `open_source`."""
+    if dataset == "camvid":
+        return ((root or default_root("camvid")) / "test").is_dir()
+    return dataset == "streets" or "test" in open_folder(_folder_root(root), folder or FolderOptions()).splits
+
+
+def _folder_root(root: Path | None) -> Path:
+    if root is None:
+        raise ConfigError("give the folder of your images and masks as --data.root")
+    return root
 
 
 def default_root(dataset: DatasetName) -> Path:

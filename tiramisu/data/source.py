@@ -1,13 +1,14 @@
 """What a data set is to the rest of the program: numbered images with masks, and what the classes mean."""
 
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from tiramisu.errors import DataError
+from tiramisu.errors import DataError, ImageError
+from tiramisu.images import FORMATS, decode_image
 from tiramisu.labels import LabelSet
 
 UInt8Array = NDArray[np.uint8]
@@ -32,8 +33,10 @@ class Sample(NamedTuple):
 class Source(Protocol):
     """A split of a data set."""
 
-    labels: ClassVar[LabelSet]
-    splits: ClassVar[tuple[str, ...]]
+    @property
+    def labels(self) -> LabelSet:
+        """Return what the classes mean."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -45,12 +48,15 @@ class Source(Protocol):
 
 
 def read_image(path: Path) -> UInt8Array:
-    """Read an image file as uint8 (H, W, 3) RGB.
+    """Read an image file as uint8 (H, W, 3) RGB, upright; see `decode_image`.
 
     Raises:
         DataError: the file is missing or no readable image.
     """
-    return np.asarray(_open(path).convert("RGB"))
+    try:
+        return decode_image(path, MAX_PIXELS).pixels
+    except ImageError as error:
+        raise DataError(f"{error}; replace it or remove it and its mask") from error
 
 
 def read_mask(path: Path, labels: LabelSet) -> UInt8Array:
@@ -59,7 +65,7 @@ def read_mask(path: Path, labels: LabelSet) -> UInt8Array:
     Raises:
         DataError: the file is missing, unreadable, not an index mask, or has a value outside the classes.
     """
-    image = _open(path)
+    image = _open_mask(path)
     if image.mode not in ("L", "P"):
         raise DataError(f"mask {path} is of mode {image.mode}; masks must hold one class index per pixel (mode L or P)")
     mask = np.asarray(image)
@@ -72,9 +78,9 @@ def read_mask(path: Path, labels: LabelSet) -> UInt8Array:
     return mask
 
 
-def _open(path: Path) -> Image.Image:
+def _open_mask(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path} claims {image.width} x {image.height} pixels; make it smaller or remove it")
             image.load()

@@ -40,7 +40,9 @@ class Item(NamedTuple):
     position: Tensor
 
 
-def build_augmentation(kind: Augmentation, crop_size: int | None, ignore_index: int) -> A.Compose | None:
+def build_augmentation(
+    kind: Augmentation, crop_size: int | None, ignore_index: int, pad: bool = False
+) -> A.Compose | None:
     """Build the augmentation pipeline.
 
     Args:
@@ -48,10 +50,13 @@ def build_augmentation(kind: Augmentation, crop_size: int | None, ignore_index: 
             changes of colour, gamma, sharpness and noise.
         crop_size: height and width of the crop, or none for whole images.
         ignore_index: what masks are padded with; padding never becomes a class.
+        pad: whether to pad images that are smaller than the crop.
     """
     if kind == "none":
         return None
     geometry: list[A.BasicTransform] = []
+    side = crop_size or MIN_SIZE
+    padding = A.PadIfNeeded(side, side, border_mode=0, fill=0, fill_mask=ignore_index)
     colour: list[A.BasicTransform] = []
     if kind == "strong":
         colour = [
@@ -61,11 +66,10 @@ def build_augmentation(kind: Augmentation, crop_size: int | None, ignore_index: 
             A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
         ]
         if crop_size is not None:
-            geometry = [
-                A.RandomScale(scale_limit=(-0.5, 1.0), p=1.0),
-                A.PadIfNeeded(crop_size, crop_size, border_mode=0, fill=0, fill_mask=ignore_index),
-            ]
+            geometry = [A.RandomScale(scale_limit=(-0.5, 1.0), p=1.0), padding]
     if crop_size is not None:
+        if pad and not geometry:
+            geometry = [padding]
         geometry.append(A.RandomCrop(crop_size, crop_size))
     return A.Compose([*geometry, A.HorizontalFlip(p=0.5), *colour])
 
@@ -78,15 +82,21 @@ class SegmentationDataset(Dataset[Item]):
         augmentation: kind of augmentation, see `build_augmentation`.
         crop_size: height and width of the crops, or none for whole images.
         seed: with the epoch and the index it decides every random draw, whatever the number of workers.
+        pad: whether images smaller than the crop are padded with void; else they are an error.
     """
 
     def __init__(
-        self, source: Source, augmentation: Augmentation = "none", crop_size: int | None = None, seed: int = 0
+        self,
+        source: Source,
+        augmentation: Augmentation = "none",
+        crop_size: int | None = None,
+        seed: int = 0,
+        pad: bool = False,
     ) -> None:
         self.source = source
         self.crop_size = crop_size if augmentation != "none" else None
-        self.seed = seed
-        self.transform = build_augmentation(augmentation, crop_size, source.labels.ignore_index)
+        self.seed, self.pad = seed, pad
+        self.transform = build_augmentation(augmentation, crop_size, source.labels.ignore_index, pad)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -104,7 +114,7 @@ class SegmentationDataset(Dataset[Item]):
         if min(mask.shape) < MIN_SIZE:
             raise DataError(f"image {name} is {mask.shape[0]} x {mask.shape[1]}; images must be at least {MIN_SIZE} "
                             f"pixels high and wide")  # fmt: skip
-        if self.crop_size is not None and self.crop_size > min(mask.shape):
+        if self.crop_size is not None and self.crop_size > min(mask.shape) and not self.pad:
             raise ConfigError(f"--data.crop_size {self.crop_size} is larger than the image {name} "
                               f"({mask.shape[0]} x {mask.shape[1]}); use at most {min(mask.shape)}")  # fmt: skip
         if self.transform is not None:

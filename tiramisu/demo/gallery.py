@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -24,7 +25,7 @@ from PIL import Image
 from tiramisu.demo.limits import LIMITS, MIB, Limits
 from tiramisu.demo.service import Service, Tell, keep_quiet
 from tiramisu.errors import ImageError
-from tiramisu.inference.images import DecodedImage, decode_image
+from tiramisu.images import DecodedImage, decode_image
 from tiramisu.inference.segmenter import Options, Segmentation, count_classes
 from tiramisu.labels import LabelSet
 from tiramisu.visualize import overlay, with_safe_colors
@@ -302,7 +303,7 @@ def sweep(folder: Path | None = None) -> None:
         folder: that galleries are in; by default the one for temporary files.
     """
     for path in Path(folder or tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*-*"):
-        number = int(path.name.removeprefix(PREFIX).partition("-")[0])
+        number = int(re.match(r"\d+", path.name.removeprefix(PREFIX))[0])  # type: ignore[index]  # the glob says so
         with contextlib.suppress(psutil.AccessDenied, OSError):
             try:
                 began = psutil.Process(number).create_time()

@@ -21,9 +21,9 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 
 from tiramisu.errors import ConfigError, ImageError, TiramisuError
+from tiramisu.images import SUFFIXES, decode_image
 from tiramisu.inference.engines import EngineName, Precision
 from tiramisu.inference.folder import FOREIGN, Progress, blank_record, file_stamp, write_image, write_video
-from tiramisu.inference.images import SUFFIXES, decode_image
 from tiramisu.inference.inputs import VIDEO_SUFFIXES, Entry, find_inputs, result_names
 from tiramisu.inference.journal import FILE, Journal, Record, decode_record
 from tiramisu.inference.outputs import OutputFolder, Wanted

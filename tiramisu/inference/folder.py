@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import cv2
 
 from tiramisu.errors import ImageError
-from tiramisu.inference.images import DEFAULT_MAX_PIXELS, DecodedImage, count_pixels, decode_image
+from tiramisu.images import DEFAULT_MAX_PIXELS, DecodedImage, count_pixels, decode_image
 from tiramisu.inference.inputs import Entry
 from tiramisu.inference.journal import Journal, Record
 from tiramisu.inference.outputs import OutputFolder

@@ -10,11 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import platformdirs
-
 from tiramisu import __version__
 from tiramisu.errors import WeightsError
-from tiramisu.files import atomic_folder
+from tiramisu.files import atomic_folder, user_cache
 from tiramisu.inference.engines import OPENVINO_GRAPH
 from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, content_hash
 
@@ -57,8 +55,8 @@ def cached_graph(weights: Path, name: str, anew: bool = False) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder of cached graphs: TIRAMISU_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("TIRAMISU_CACHE") or platformdirs.user_cache_path("tiramisu")) / "graphs"
+    """Return the folder of cached graphs."""
+    return user_cache() / "graphs"
 
 
 def fingerprint(weights: Path, name: str) -> str:

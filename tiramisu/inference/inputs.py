@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiramisu.errors import ConfigError
-from tiramisu.inference.images import SUFFIXES
+from tiramisu.images import SUFFIXES
 
 VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
 LIST_SUFFIX = ".txt"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tiramisu.errors import ImageError
 from tiramisu.files import atomic_path
-from tiramisu.inference.images import DEFAULT_MAX_PIXELS
+from tiramisu.images import DEFAULT_MAX_PIXELS
 from tiramisu.inference.segmenter import Options, Segmentation, count_classes
 from tiramisu.labels import LabelSet
 from tiramisu.visualize import overlay

@@ -11,6 +11,7 @@ from tiramisu.errors import ConfigError
 from tiramisu.labels import LabelSet
 
 RegionLoss = Literal["none", "lovasz", "dice"]
+ClassWeights = Sequence[float] | Literal["auto"] | None
 
 
 class SegmentationLoss(nn.Module):
@@ -19,7 +20,7 @@ class SegmentationLoss(nn.Module):
     Args:
         labels: the classes and the ignore index.
         label_smoothing: share of the target that is spread over all classes, 0 to 1.
-        class_weights: one factor per class for the cross-entropy.
+        class_weights: one factor per class for the cross-entropy; `auto`: comes later, by `weigh_classes`.
         region_loss: `lovasz` (Lovasz-Softmax, Berman et al., 2018) or `dice`, of segmentation_models_pytorch.
         region_weight: factor of the region loss.
 
@@ -31,11 +32,13 @@ class SegmentationLoss(nn.Module):
         self,
         labels: LabelSet,
         label_smoothing: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: ClassWeights = None,
         region_loss: RegionLoss = "none",
         region_weight: float = 0.5,
     ) -> None:
         super().__init__()
+        if class_weights == "auto":
+            class_weights = [1.0] * len(labels)
         if class_weights is not None and len(class_weights) != len(labels):
             raise ConfigError(
                 f"--model.class_weights has {len(class_weights)} values, but there are {len(labels)} classes"
@@ -51,6 +54,11 @@ class SegmentationLoss(nn.Module):
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
         self.region_loss = _build_region_loss(region_loss, labels.ignore_index)
+
+    def weigh_classes(self, weights: Sequence[float]) -> None:
+        """Set one factor per class for the cross-entropy."""
+        assert self.class_weights is not None
+        self.class_weights.copy_(torch.tensor(weights))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of logits (B, C, H, W) against int64 class indices (B, H, W).

@@ -1,7 +1,8 @@
 """The LightningModule: what one step of training and of evaluation is."""
 
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from tiramisu.data.statistics import count_pixels, suggest_weights
 from tiramisu.data.transforms import Item
 from tiramisu.errors import ConfigError, DivergedError
 from tiramisu.inference.torch_engine import images_to_float
@@ -17,7 +19,7 @@ from tiramisu.labels import LabelSet
 from tiramisu.metrics import confusion_matrix, scores_from_confusion
 from tiramisu.models import FCDenseNet, SegmentationNetwork
 from tiramisu.models.network import load_weights_file
-from tiramisu.training.losses import RegionLoss, SegmentationLoss
+from tiramisu.training.losses import ClassWeights, RegionLoss, SegmentationLoss
 from tiramisu.training.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule
 from tiramisu.weights import WEIGHTS_FILE
 
@@ -36,7 +38,8 @@ class SegmentationTask(L.LightningModule):
         lr_gamma: factor per epoch of `exponential`.
         warmup_epochs: epochs of linear warm-up.
         label_smoothing: share of the target that is spread over all classes.
-        class_weights: one factor per class for the cross-entropy.
+        class_weights: one factor per class for the cross-entropy; `auto`: more for the rarer classes of the training
+            images, (median / pixels)^(1/4).
         region_loss: `lovasz` or `dice`, added to the cross-entropy.
         region_weight: factor of the region loss.
         ema_decay: decay of the moving average of the weights, which is evaluated and saved; 0 turns it off.
@@ -59,7 +62,7 @@ class SegmentationTask(L.LightningModule):
         lr_gamma: float = 0.995,
         warmup_epochs: float = 0.0,
         label_smoothing: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: ClassWeights = None,
         region_loss: RegionLoss = "none",
         region_weight: float = 0.5,
         ema_decay: float = 0.999,
@@ -87,8 +90,18 @@ class SegmentationTask(L.LightningModule):
         self.optimizer_name: OptimizerName = optimizer
         self.schedule_name: ScheduleName = schedule
         self.ema_decay, self.channels_last = ema_decay, channels_last
+        self.weigh_classes = class_weights == "auto"
         self.loss = SegmentationLoss(labels, label_smoothing, class_weights, region_loss, region_weight)
         self.confusion = nn.ModuleDict({"val": confusion_matrix(labels), "test": confusion_matrix(labels)})
+
+    def setup(self, stage: str) -> None:
+        """Weigh the classes, if the data are to say how."""
+        if self.weigh_classes and stage == "fit":
+            weights = suggest_weights(count_pixels(cast(Any, self.trainer).datamodule.train_set.source))
+            self.loss.weigh_classes(weights)
+            named = ", ".join(f"{name} {weight:g}" for name, weight in zip(self.labels.names, weights, strict=True))
+            if self.trainer.is_global_zero:
+                print(f"Class weights: {named}.", file=sys.stderr)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimiser and schedule; the schedule steps with the optimiser."""

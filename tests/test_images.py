@@ -6,7 +6,7 @@ import pytest
 
 from tests.odd_images import BAD, GOOD, SCENE, bomb, encode
 from tiramisu.errors import ImageError
-from tiramisu.inference.images import decode_image
+from tiramisu.images import decode_image
 
 SAME_PICTURE = [name for name in GOOD if name.startswith(("plain", "cmyk", "exif", "pages", "png_called", "animated"))]
 

@@ -1,0 +1,175 @@
+"""Masks from polygons: LabelMe's files, and COCO's with polygons or run lengths."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as run_lengths
+
+from tiramisu.data.classes import VOID, ClassEntry, ClassMap, build_class_map
+from tiramisu.data.source import UInt8Array
+from tiramisu.errors import DataError
+
+BACKGROUND = "background"
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}); replace it or remove it and its image") from error
+
+
+def background_of(classes: ClassMap) -> int:
+    """Return what pixels are that nobody has annotated: the class `background` if there is one, else void."""
+    index = classes.index(BACKGROUND)
+    return VOID if index is None else index
+
+
+def classes_of_names(names: set[str]) -> ClassMap:
+    """Name the classes of annotations where nobody has listed them: background first, then the names in order."""
+    others = sorted(name for name in names if name.casefold() != BACKGROUND)
+    return build_class_map([ClassEntry(name) for name in (BACKGROUND, *others)])
+
+
+# ---- LabelMe: one JSON file per image
+
+
+def labelme_names(path: Path) -> set[str]:
+    """Return the names of the classes that a LabelMe file uses."""
+    return {str(shape.get("label", "")) for shape in _shapes(path)}
+
+
+def read_labelme(path: Path, size: tuple[int, int], classes: ClassMap) -> UInt8Array:
+    """Draw a LabelMe file as class indices, uint8 (H, W); later shapes cover earlier ones.
+
+    Args:
+        path: of the file.
+        size: height and width of its image.
+        classes: by name.
+
+    Raises:
+        DataError: it is damaged, of another size, or names an unknown class.
+    """
+    document = read_json(path)
+    stated = document.get("imageHeight"), document.get("imageWidth")
+    if None not in stated and stated != size:
+        raise DataError(f"{path} is for an image of {stated[0]} x {stated[1]}, but its image is {size[0]} x {size[1]}; "
+                        f"annotate it again or restore the image")  # fmt: skip
+    mask = np.full(size, background_of(classes), np.uint8)
+    for shape in _shapes(path, document):
+        index = _class_index(str(shape.get("label", "")), classes, path)
+        try:
+            points = np.array(shape["points"], np.float64).reshape(-1, 2)
+            _draw(mask, str(shape.get("shape_type") or "polygon"), points, index)
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(f"{path} has a shape without proper points; open and save it in LabelMe again") from error
+    return mask
+
+
+def _shapes(path: Path, document: Any = None) -> list[dict[str, Any]]:
+    document = read_json(path) if document is None else document
+    shapes = document.get("shapes") if isinstance(document, dict) else None
+    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
+        raise DataError(f"{path} is no LabelMe file: it has no shapes; replace it or remove it and its image")
+    return shapes
+
+
+def _draw(mask: UInt8Array, kind: str, points: np.ndarray, index: int) -> None:
+    if not np.isfinite(points).all():
+        raise ValueError("points are not numbers")
+    fixed = np.clip(points * 16, -(2**30), 2**30).round().astype(np.int32)
+    if kind == "polygon" and len(points) >= 3:
+        cv2.fillPoly(mask, [fixed], index, cv2.LINE_8, 4)
+    elif kind == "rectangle" and len(points) == 2:
+        (left, top), (right, bottom) = fixed
+        corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        cv2.fillPoly(mask, [corners], index, cv2.LINE_8, 4)
+    elif kind == "circle" and len(points) == 2:
+        radius = int(np.hypot(*(points[1] - points[0])) * 16)
+        cv2.circle(mask, (int(fixed[0][0]), int(fixed[0][1])), radius, index, -1, cv2.LINE_8, 4)
+    elif kind in ("polygon", "rectangle", "circle"):
+        raise ValueError("too few points")
+    # Lines and points have no area.
+
+
+# ---- COCO: one JSON file for many images
+
+
+class CocoFile:
+    """Annotations in COCO's format.
+
+    Args:
+        path: of the JSON file.
+
+    Raises:
+        DataError: it is damaged or no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        document = read_json(path)
+        try:
+            self.categories = {int(item["id"]): str(item["name"]) for item in document["categories"]}
+            self.images = {int(item["id"]): str(item["file_name"]) for item in document["images"]}
+            self.annotations: dict[int, list[dict[str, Any]]] = {}
+            for item in document["annotations"]:
+                self.annotations.setdefault(int(item["image_id"]), []).append(item)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is no COCO file: images, annotations and categories must be lists") from error
+
+    def read(self, image: int, size: tuple[int, int], classes: ClassMap) -> UInt8Array:
+        """Draw the annotations of an image as class indices, uint8 (H, W); small ones cover large ones.
+
+        Args:
+            image: its id.
+            size: its height and width.
+            classes: by name.
+
+        Raises:
+            DataError: an annotation is damaged, of another size, or of an unknown class.
+        """
+        mask = np.full(size, background_of(classes), np.uint8)
+        items = self.annotations.get(image, [])
+        for item in sorted(items, key=lambda item: -float(item.get("area", 0))):
+            name = self.categories.get(int(item.get("category_id", -1)), "")
+            index = VOID if item.get("iscrowd") else _class_index(name, classes, self.path)
+            mask[self._decode(item, size)] = index
+        return mask
+
+    def _decode(self, item: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        segmentation = item.get("segmentation")
+        try:
+            if isinstance(segmentation, dict):
+                if tuple(segmentation["size"]) != size:
+                    raise ValueError(f"it is {segmentation['size']}, its image {list(size)}")
+                encoded = segmentation
+                if isinstance(segmentation["counts"], list):
+                    encoded = run_lengths.frPyObjects(segmentation, *size)
+                return run_lengths.decode(encoded).astype(bool)
+            if not isinstance(segmentation, list):
+                raise ValueError("it has no segmentation")
+            polygons = [part for part in segmentation if len(part) >= 6]
+            if not polygons:
+                return np.zeros(size, bool)
+            return run_lengths.decode(run_lengths.merge(run_lengths.frPyObjects(polygons, *size))).astype(bool)
+        except Exception as error:  # pycocotools raises what it likes
+            raise DataError(f"annotation {item.get('id')} of {self.path} cannot be drawn: {error}; mend or remove "
+                            f"it") from error  # fmt: skip
+
+
+def _class_index(name: str, classes: ClassMap, path: Path) -> int:
+    index = classes.index(name)
+    if index is None:
+        raise DataError(f"{path} has the class {name!r}, which is not one of {', '.join(classes.labels.names)}; add it "
+                        f"to the classes, or rename it")  # fmt: skip
+    return index
