@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-COMMANDS = ("train", "evaluate", "predict", "export", "download", "benchmark")
+COMMANDS = ("check_data", "train", "evaluate", "predict", "export", "download", "benchmark")
 
 
 def main(args: Sequence[str] | None = None) -> None:

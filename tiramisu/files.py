@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             file.replace(path / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
+    """Return the names, numbered where they would be the same in a file system that ignores case."""
+    used = {name.casefold() for name in taken}
+    result = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate.casefold() in used:
+            number += 1
+            candidate = f"{name}-{number}"
+        used.add(candidate.casefold())
+        result.append(candidate)
+    return result
 
 
 def user_cache() -> Path:

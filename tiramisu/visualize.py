@@ -1,7 +1,11 @@
 """Masks as pictures: palette, overlay, legend and grids; plain numpy, RGB."""
 
+import base64
 import dataclasses
+import io
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -63,6 +67,20 @@ def overlay(image: UInt8Array, mask: UInt8Array, labels: LabelSet, opacity: floa
     """
     blended = cv2.addWeighted(image, 1 - opacity, colorize(mask, labels), opacity, 0)
     return np.where((mask == labels.ignore_index)[..., None], image, blended)
+
+
+def data_url(values: UInt8Array, kind: str, **options: Any) -> str:
+    """Return a picture, grey (H, W) or RGB (H, W, 3), as the address of itself."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def save_mask(mask: UInt8Array, labels: LabelSet, path: Path) -> None:
+    """Write a mask (H, W) as an index PNG whose palette is the classes' colours."""
+    picture = Image.fromarray(mask)
+    picture.putpalette(palette_table(labels).tobytes())
+    picture.save(path, compress_level=3)  # masks shrink well: 9 takes four times as long for 5 % less
 
 
 def error_map(prediction: UInt8Array, truth: UInt8Array, labels: LabelSet) -> UInt8Array:

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from tiramisu.errors import ConfigError
-from tiramisu.inference.inputs import distinct, find_inputs, result_names
+from tiramisu.files import distinct
+from tiramisu.inference.inputs import find_inputs, result_names
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -152,22 +152,25 @@ def read_pair_mask(index: FolderIndex, pair: Pair, size: tuple[int, int], orient
         background = index.classes.index("background")
         mask[:] = VOID if background is None else background
         for part in pair.mask:
-            values = _aligned(read_raw_mask(index.root / part).values, size, orientation)
-            if values.shape[:2] != size:
-                return values[..., 0] if values.ndim == 3 else values  # the caller says that sizes differ
+            values = read_raw_mask(index.root / part).values
+            present = align_mask(
+                ((values if values.ndim == 2 else values.max(2)) > 0).astype(np.uint8), size, orientation
+            )
+            if present.shape != size:
+                return present  # the caller says that sizes differ
             name = class_of_mask(part, pair.image)
             found = index.classes.index(name)
             if found is None:
                 known = ", ".join(index.classes.labels.names)
                 raise DataError(f"{part} is for the class {name}, which is not one of {known}; add it to the classes")
-            mask[(values if values.ndim == 2 else values.max(2)) > 0] = found
+            mask[present > 0] = found
         return mask
     raw = read_raw_mask(path)
     mask = decode_mask(raw, index.encoding, index.classes, path)
-    return _aligned(mask, size, orientation)
+    return align_mask(mask, size, orientation)
 
 
-def _aligned(values: Any, size: tuple[int, int], orientation: int) -> Any:
+def align_mask(values: UInt8Array, size: tuple[int, int], orientation: int) -> UInt8Array:
     """Turn a mask as EXIF turns its image, where it only fits thus: it was drawn on the stored pixels."""
     if orientation == 1 or values.shape[:2] == size or values.shape[1::-1] != size:
         return values

@@ -91,6 +91,9 @@ def decode_mask(raw: RawMask, encoding: Encoding, classes: ClassMap, path: Path)
     Raises:
         DataError: a value or colour means no class.
     """
+    if encoding != "color" and raw.values.ndim == 3 and not is_grey(raw.values):
+        raise DataError(f"mask {path} is a colour image, but the others hold numbers; list the colours of the "
+                        f"classes, or run: python -m tiramisu.check_data")  # fmt: skip
     mask, unknown = decode_known(raw, encoding, classes)
     if unknown:
         raise DataError(f"mask {path} has {describe(unknown, encoding)}, which is no class; add it to the classes or "
@@ -133,6 +136,11 @@ def _colors_of(raw: RawMask) -> UInt8Array:
     for value, color in raw.palette.items():
         table[value] = color
     return table[np.clip(raw.values, 0, 255)]
+
+
+def is_grey(colors: NDArray[np.integer]) -> bool:
+    """Tell whether the three channels (H, W, 3) are the same."""
+    return bool((colors[..., 0] == colors[..., 1]).all() and (colors[..., 0] == colors[..., 2]).all())
 
 
 def pack(colors: NDArray[np.integer]) -> NDArray[np.int32]:

@@ -1,10 +1,8 @@
 """The images of one visitor and what the networks saw in them, in a folder that goes with the visitor."""
 
-import base64
 import contextlib
 import dataclasses
 import hashlib
-import io
 import logging
 import math
 import os
@@ -14,7 +12,6 @@ import tempfile
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -28,7 +25,7 @@ from tiramisu.errors import ImageError
 from tiramisu.images import DecodedImage, decode_image
 from tiramisu.inference.segmenter import Options, Segmentation, count_classes
 from tiramisu.labels import LabelSet
-from tiramisu.visualize import overlay, with_safe_colors
+from tiramisu.visualize import data_url, overlay, with_safe_colors
 
 UInt8Array = NDArray[np.uint8]
 
@@ -311,13 +308,6 @@ def sweep(folder: Path | None = None) -> None:
                 began = math.inf
             if path.stat().st_mtime < began - 1:  # in a container the next server has the same number
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def data_url(values: UInt8Array, kind: str, **options: Any) -> str:
-    """Return a picture, grey (H, W) or RGB (H, W, 3), as the address of itself."""
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def thumbnail(image: UInt8Array, mask: UInt8Array, labels: LabelSet) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tiramisu.demo.gallery import Gallery, Result
+from tiramisu.files import distinct
 from tiramisu.inference.folder import blank_record, write_image
-from tiramisu.inference.inputs import Entry, distinct
+from tiramisu.inference.inputs import Entry
 from tiramisu.inference.journal import FILE, Journal
 from tiramisu.inference.outputs import OutputFolder, Wanted
 from tiramisu.labels import LabelSet

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tiramisu.demo.gallery import Result, data_url
+from tiramisu.demo.gallery import Result
 from tiramisu.labels import LabelSet
+from tiramisu.visualize import data_url
 
 UInt8Array = NDArray[np.uint8]
 

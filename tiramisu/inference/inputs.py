@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiramisu.errors import ConfigError
+from tiramisu.files import distinct
 from tiramisu.images import SUFFIXES
 
 VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
@@ -78,20 +79,6 @@ def find_inputs(inputs: Sequence[str], output: Path | None = None, reserved: Ite
     for _, files in groups:
         prefix = next(prefixes)
         yield from _named(files, prefix, () if prefix else reserved)
-
-
-def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
-    """Return the names, numbered where they would be the same in a file system that ignores case."""
-    used = {name.casefold() for name in taken}
-    result = []
-    for name in names:
-        candidate, number = name, 1
-        while candidate.casefold() in used:
-            number += 1
-            candidate = f"{name}-{number}"
-        used.add(candidate.casefold())
-        result.append(candidate)
-    return result
 
 
 def result_names(files: Sequence[str]) -> list[str]:
