@@ -16,8 +16,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tiramisu.cli import command, hide_library_noise, shipped_config, underscored
 from tiramisu.data.datamodule import SegmentationDataModule
-from tiramisu.data.loading import DATASETS
+from tiramisu.data.folder import open_folder
+from tiramisu.data.loading import DATASETS, folder_root
 from tiramisu.device import default_device, fast_bf16, peak_memory_mib
+from tiramisu.doctor.checks import quick_check
 from tiramisu.errors import ConfigError, DivergedError
 from tiramisu.files import write_json
 from tiramisu.metrics import format_table, scores_from_confusion
@@ -33,14 +35,16 @@ from tiramisu.training.checkpoints import (
     read_checkpoint,
     run_of_checkpoint,
 )
-from tiramisu.training.report import plot_confusion, plot_curves
+from tiramisu.training.report import plot_confusion, plot_curves, plot_rates
 from tiramisu.training.task import SegmentationTask
+from tiramisu.training.tuning import tune
 
 QUICKSTART_HINT = (
     "Training on the built-in street scenes. For CamVid: python -m tiramisu.download camvid --root data/camvid && "
     "python -m tiramisu.train --config configs/camvid.yaml"
 )
 CONFIG_NAME = "config.yaml"
+RATES_PLOT = "learning-rates.png"
 
 
 class TrainCLI(LightningCLI):
@@ -85,6 +89,10 @@ class TrainCLI(LightningCLI):
             "--resume", type=str, default=None, metavar="last|PATH",
             help="go on from the last finished epoch of the newest run, or of a run folder or checkpoint",
         )  # fmt: skip
+        parser.add_argument(
+            "--tune", action="store_true",
+            help="do not train, but find a learning rate, and the largest crop and batch that fit",
+        )  # fmt: skip
         parser.add_argument("--pictures_every", type=int, default=1, help="validations between two pictures of samples")
         parser.link_arguments("data.labels", "model.labels", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.seed")
@@ -97,7 +105,12 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer of this run, in a folder of its own or in the one that is resumed."""
+        if self.datamodule.dataset == "folder":
+            for warning in quick_check(open_folder(folder_root(self.datamodule.root), self.datamodule.folder)):
+                announce(f"Warning: {warning}")
         self.datamodule.setup("fit")  # a wrong data set must be reported before a folder is made
+        if self.config["tune"]:
+            return super().instantiate_trainer(logger=False, enable_checkpointing=False)
         runs, name = self.config["runs"], self.config["name"]
         if Path(name).name != name or name in ("", ".."):
             raise ConfigError(f"--name {name} must be the name of one folder")
@@ -168,9 +181,9 @@ def with_config(args: list[str]) -> list[str]:
         run = run_of_checkpoint(checkpoint) if checkpoint else None
         if run is not None and (run / CONFIG_NAME).is_file():
             return ["--config", str(run / CONFIG_NAME), *args]
-    if known.dataset == "camvid":
-        announce("Using configs/camvid.yaml.")
-        return ["--config", str(shipped_config("camvid.yaml")), *args]
+    if known.dataset in ("camvid", "folder"):
+        announce(f"Using configs/{known.dataset}.yaml.")
+        return ["--config", str(shipped_config(f"{known.dataset}.yaml")), *args]
     if not {"-h", "--help", "--print_config"} & set(rest):
         announce(QUICKSTART_HINT)
     return ["--config", str(shipped_config("quickstart.yaml")), *args]
@@ -191,7 +204,23 @@ def main(args: Sequence[str] | None = None) -> None:
         cli = TrainCLI(with_config(underscored(sys.argv[1:] if args is None else args)))
     except (MisconfigurationException, ValueError) as error:  # what Lightning says of options that do not fit
         raise ConfigError(str(error)) from error
-    train(cli)
+    if cli.config["tune"]:
+        show_suggestion(cli)
+    else:
+        train(cli)
+
+
+def show_suggestion(cli: TrainCLI) -> None:
+    """Find and print what to train with."""
+    found = tune(cli.model, cli.datamodule, str(cli.trainer.precision), announce)
+    plot_rates(found.rates, found.losses, found.lr, Path(RATES_PLOT))
+    options = f"--model.lr {found.lr:.1e}"
+    if found.step is not None:
+        options += f" --data.crop_size {found.step.crop} --data.batch_size {found.step.batch}"
+        print(f"A step of {found.step.batch} crops of {found.step.crop} takes {found.step.seconds:.1f} s and "
+              f"{found.step.memory:,.0f} of the {found.free:,.0f} MiB that are free.")  # fmt: skip
+    print(f"The loss is lowest at a rate of {10 * found.lr:.1e}; a tenth of that is safe: {RATES_PLOT}\n"
+          f"Train with: {options}")  # fmt: skip
 
 
 def train(cli: TrainCLI) -> None:

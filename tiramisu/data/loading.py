@@ -55,7 +55,7 @@ def open_source(
     if image_size is not None:
         raise ConfigError(f"--data.image_size applies to streets only; {dataset} images keep their size")
     if dataset == "folder":
-        return Folder(open_folder(_folder_root(root), folder or FolderOptions()), split)
+        return Folder(open_folder(folder_root(root), folder or FolderOptions()), split)
     return CamVid(root or default_root(dataset), split)
 
 
@@ -65,17 +65,22 @@ def read_labels(dataset: DatasetName, root: Path | None, folder: FolderOptions |
         return Streets.labels
     if dataset == "camvid":
         return CamVid.labels
-    return open_folder(_folder_root(root), folder or FolderOptions()).classes.labels
+    return open_folder(folder_root(root), folder or FolderOptions()).classes.labels
 
 
 def has_test_split(dataset: DatasetName, root: Path | None, folder: FolderOptions | None = None) -> bool:
     """Tell whether a data set has a test split; for the arguments see `open_source`."""
     if dataset == "camvid":
         return ((root or default_root("camvid")) / "test").is_dir()
-    return dataset == "streets" or "test" in open_folder(_folder_root(root), folder or FolderOptions()).splits
+    return dataset == "streets" or "test" in open_folder(folder_root(root), folder or FolderOptions()).splits
 
 
-def _folder_root(root: Path | None) -> Path:
+def folder_root(root: Path | None) -> Path:
+    """Return the root of the data set `folder`, which must be given.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if root is None:
         raise ConfigError("give the folder of your images and masks as --data.root")
     return root

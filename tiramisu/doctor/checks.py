@@ -7,11 +7,13 @@ from typing import Literal
 
 import numpy as np
 
+from tiramisu.data.folder import FolderIndex, evenly
 from tiramisu.data.masks import describe
 from tiramisu.data.splits import find_lists
 from tiramisu.data.statistics import suggest_weights
 from tiramisu.data.transforms import MIN_SIZE
-from tiramisu.doctor.survey import Fact, Survey, find_lookalikes
+from tiramisu.doctor.survey import Fact, Survey, find_lookalikes, survey_folder
+from tiramisu.errors import DataError
 
 Level = Literal["error", "warning", "note"]
 
@@ -19,6 +21,7 @@ LOOKALIKE_BITS = 4  # of 64
 SHIFT_GAIN = 1.15  # how much better the masks must fit elsewhere
 MIN_SHIFTED = 5  # images whose shift can be told, before their median means anything
 FEW = 5
+QUICK_IMAGES = 12  # of each split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,6 +334,30 @@ CHECKS: tuple[Check, ...] = (
     check_reading, check_partners, check_readable, check_sizes, check_orientation, check_encodings, check_values,
     check_masks, check_duplicates, check_splits, check_classes,
 )  # fmt: skip
+
+
+# What the first look before training asks: a few files tell.
+QUICK_CHECKS: tuple[Check, ...] = (check_partners, check_readable, check_sizes, check_encodings, check_values)
+
+
+def quick_check(index: FolderIndex) -> list[str]:
+    """Look at a few images before training; the whole check takes minutes where there are many.
+
+    Returns:
+        Warnings, one line each.
+
+    Raises:
+        DataError: training would fail or be worthless.
+    """
+    pairs = [(split, pair) for split, members in index.splits.items() for pair in evenly(members, QUICK_IMAGES)]
+    survey = survey_folder(index, pairs)
+    warnings = []
+    for finding in (finding for check in QUICK_CHECKS for finding in check(survey)):
+        if finding.level == "error":
+            raise DataError(f"{finding.text} For all there is to mend: python -m tiramisu.check_data {index.root}")
+        if finding.level == "warning":
+            warnings.append(f"{finding.title}: {finding.text}")
+    return warnings
 
 
 def usable(fact: Fact) -> bool:

@@ -2,6 +2,7 @@
 
 from tiramisu.models.baseline import SmpNetwork
 from tiramisu.models.blocks import DenseBlock, DenseLayer, TransitionDown, TransitionUp
+from tiramisu.models.encoder_decoder import EncoderFCDenseNet
 from tiramisu.models.fc_densenet import (
     VARIANTS,
     DenseNetClassifier,
@@ -17,6 +18,7 @@ __all__ = [
     "DenseBlock",
     "DenseLayer",
     "DenseNetClassifier",
+    "EncoderFCDenseNet",
     "FCDenseNet",
     "SegmentationNetwork",
     "SmpNetwork",

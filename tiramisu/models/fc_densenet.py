@@ -129,6 +129,12 @@ class FCDenseNet(SegmentationNetwork):
         )
         initialize_he_uniform(self)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Return stem, down blocks, bottleneck, up blocks and classifier, each block with its transition."""
+        down = [[block, transition] for block, transition in zip(self.down_blocks, self.transitions_down, strict=True)]
+        up = [[transition, block] for transition, block in zip(self.transitions_up, self.up_blocks, strict=True)]
+        return [[self.stem], *down, [self.bottleneck], *up, [self.classifier]]
+
     def compute_logits(self, x: Tensor) -> Tensor:
         """Map normalised images (B, in_channels, H, W) to logits (B, num_classes, >= H, >= W)."""
         suits = x.device.type == "cpu" and Kernel.compiler_works

@@ -480,6 +480,40 @@ def encode_decode(
     return features.tensor
 
 
+def decode(
+    x: Tensor,
+    bottleneck: DenseBlock,
+    up: Iterable[tuple[TransitionUp, DenseBlock]],
+    skips: Sequence[Tensor],
+    wanted: bool,
+) -> Tensor:
+    """Run the up path of FC-DenseNet over the features of any encoder.
+
+    Args:
+        x: the encoder's last features (B, C, H, W).
+        bottleneck: the block on top of them.
+        up: transitions (`transposed`) and blocks.
+        skips: the encoder's features (B, C, H, W) at each resolution, from the smallest up; C may be 0.
+        wanted: whether batch normalisation will ask for statistics.
+
+    Returns:
+        All features of the last block (B, C, H, W), in the type of the convolutions.
+    """
+    x = x.to(compute_type(x))
+    stack = Stack(bottleneck, x, wanted)
+    features, new = extend(bottleneck, [place(x, stack, 0)], stack)
+    for (climb, block), skip in zip(up, skips, strict=True):
+        stack = Stack(block, skip.to(x.dtype), wanted)
+        conv = cast(nn.ConvTranspose2d, climb.conv)
+        height, width = skip.shape[2:]
+        raised = F.conv_transpose2d(new, conv.weight, stride=conv.stride)[:, :, :height, :width]
+        inputs = [place(raised, stack, 0, conv.bias)]
+        if skip.shape[1]:
+            inputs.append(place(skip.to(x.dtype), stack, raised.shape[1]))
+        features, new = extend(block, inputs, stack)
+    return features.tensor
+
+
 class FusedDenseBlock(DenseBlock):
     """A `DenseBlock` of the same parameters and results that is faster and smaller on a CPU; elsewhere the same.
 

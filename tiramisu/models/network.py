@@ -81,6 +81,17 @@ class SegmentationNetwork(nn.Module, PyTorchModelHubMixin, model_card_template=M
         super().__init_subclass__(**kwargs)
         SegmentationNetwork.architectures[cls.__name__] = cls
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the parts of the network from its input to its output; the last one is the classifier.
+
+        Learning rates may fall towards the input, and the parts before the last may be kept for the first epochs.
+        """
+        return [[child] for child in self.children() if any(True for _ in child.parameters())]
+
+    def pretrained_parts(self) -> list[nn.Module]:
+        """Return the parts that started from weights of another task; none where all of it starts from scratch."""
+        return []
+
     def compute_logits(self, x: Tensor) -> Tensor:
         """Map normalised images (B, in_channels, H, W) to logits (B, num_classes, >= H, >= W), top-left aligned."""
         raise NotImplementedError
@@ -157,17 +168,26 @@ def load_weights_file(network: nn.Module, file: Path, device: str = "cpu", stric
     Raises:
         WeightsError: the file is missing, is not safetensors, or belongs to another architecture.
     """
+    state = read_weights_file(file, device)
+    check_state(network, state, file, strict=strict)
+    network.load_state_dict(state, strict=strict)
+
+
+def read_weights_file(file: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        WeightsError: the file is missing or is not safetensors.
+    """
     if not file.is_file():
         raise WeightsError(f"no weights at {file}; give a folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}")
     try:
-        state = load_file(file, device=device)
+        return load_file(file, device=device)
     except safetensors.SafetensorError as error:
         raise WeightsError(
             f"{file} is not a readable safetensors file ({error}); only safetensors weights are loaded, "
             f"save them again with save_pretrained"
         ) from error
-    check_state(network, state, file, strict=strict)
-    network.load_state_dict(state, strict=strict)
 
 
 def check_state(network: nn.Module, state: dict[str, Tensor], source: Path, strict: bool = True) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from tiramisu.models import SegmentationNetwork
+
 OptimizerName = Literal["adamw", "sgd", "rmsprop"]
 ScheduleName = Literal["constant", "exponential", "cosine", "onecycle"]
 
@@ -76,7 +78,9 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
-def build_optimizer(name: OptimizerName, module: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+def build_optimizer(
+    name: OptimizerName, module: nn.Module, lr: float, weight_decay: float, lr_decay: float = 1.0
+) -> Optimizer:
     """Build an optimiser over the trainable parameters of a module.
 
     Args:
@@ -84,8 +88,18 @@ def build_optimizer(name: OptimizerName, module: nn.Module, lr: float, weight_de
         module: its parameters are optimised.
         lr: learning rate.
         weight_decay: of convolution weights only.
+        lr_decay: factor of the rate from each stage of a network to the one before it; the last one has `lr`.
     """
     groups = parameter_groups(module, weight_decay)
+    if lr_decay != 1:
+        assert isinstance(module, SegmentationNetwork)
+        stages = module.stages()
+        groups = [
+            {**group, "lr": lr * lr_decay ** (len(stages) - 1 - position)}
+            for position, stage in enumerate(stages)
+            for group in parameter_groups(nn.ModuleList(stage), weight_decay)
+            if group["params"]
+        ]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     if name == "sgd":

@@ -75,3 +75,26 @@ def plot_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
         if len(series) > 1 and axes.lines:
             axes.legend()
     _save(figure, path)
+
+
+def plot_rates(rates: Sequence[float], losses: Sequence[float], chosen: float, path: Path) -> None:
+    """Draw what learning rates led to.
+
+    Args:
+        rates: that were tried, rising from step to step.
+        losses: smoothed, after each step.
+        chosen: the rate to mark.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rates, losses)
+    axes.axvline(chosen, color="tab:orange", label=f"{chosen:.1e}")
+    axes.set_xscale("log")
+    if losses:
+        axes.set_ylim(0.95 * min(losses), 1.1 * losses[0])
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)

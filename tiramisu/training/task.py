@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -18,10 +17,10 @@ from tiramisu.inference.torch_engine import images_to_float
 from tiramisu.labels import LabelSet
 from tiramisu.metrics import confusion_matrix, scores_from_confusion
 from tiramisu.models import FCDenseNet, SegmentationNetwork
-from tiramisu.models.network import load_weights_file
+from tiramisu.training.initial import start_from
 from tiramisu.training.losses import ClassWeights, RegionLoss, SegmentationLoss
 from tiramisu.training.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule
-from tiramisu.weights import WEIGHTS_FILE
+from tiramisu.weights import find_weights
 
 
 class SegmentationTask(L.LightningModule):
@@ -29,8 +28,13 @@ class SegmentationTask(L.LightningModule):
 
     Args:
         labels: classes of the data set; comes from the data module.
-        network: class of the network: FCDenseNet, or SmpNetwork for any segmentation_models_pytorch architecture.
-        init: folder with weights of the same architecture to start from.
+        network: class of the network: FCDenseNet, EncoderFCDenseNet for its up path over a pretrained encoder, or
+            SmpNetwork for any segmentation_models_pytorch architecture.
+        init: weights to start from: a folder that training wrote, or the name of shipped ones. For other classes the
+            classifier is renewed. Where they do not fit the network, theirs is taken.
+        freeze_epochs: epochs in which only what is new is trained: all but the pretrained encoder, or the classifier.
+        lr_decay: factor of the learning rate from each part of the network to the one before it; below 1, what is far
+            from the classifier changes less.
         lr: learning rate (the peak of warm-up and of one-cycle).
         optimizer: `adamw`, `sgd` or `rmsprop` (the paper's).
         weight_decay: of convolution weights.
@@ -54,7 +58,9 @@ class SegmentationTask(L.LightningModule):
         self,
         labels: LabelSet,
         network: Callable[[int], SegmentationNetwork] = FCDenseNet,
-        init: Path | None = None,
+        init: str | None = None,
+        freeze_epochs: int = 0,
+        lr_decay: float = 1.0,
         lr: float = 1e-3,
         optimizer: OptimizerName = "adamw",
         weight_decay: float = 1e-4,
@@ -77,9 +83,17 @@ class SegmentationTask(L.LightningModule):
             self.network = network(len(labels))
         except ValueError as error:
             raise ConfigError(f"--model.network: {error}") from error
-        self.network.labels = self.labels = labels
+        if not 0 < lr_decay <= 1 or freeze_epochs < 0:
+            raise ConfigError("--model.lr_decay must be above 0 and at most 1, --model.freeze_epochs 0 or more")
+        self.pretrained = self.network.pretrained_parts()
+        self.beginning = ""
         if init is not None:
-            load_weights_file(self.network, init / WEIGHTS_FILE)
+            self.network, self.beginning = start_from(find_weights(init), self.network, labels)
+            self.pretrained = [module for stage in self.network.stages()[:-1] for module in stage]
+        if freeze_epochs and not self.pretrained:
+            raise ConfigError("--model.freeze_epochs keeps pretrained weights; give --model.init or encoder_weights")
+        self.freeze_epochs, self.lr_decay = freeze_epochs, lr_decay
+        self.network.labels = self.labels = labels
         if channels_last:
             # A no-op for the values; convolutions then keep activations in this layout too.
             self.network.to(memory_format=torch.channels_last)
@@ -95,7 +109,11 @@ class SegmentationTask(L.LightningModule):
         self.confusion = nn.ModuleDict({"val": confusion_matrix(labels), "test": confusion_matrix(labels)})
 
     def setup(self, stage: str) -> None:
-        """Weigh the classes, if the data are to say how."""
+        """Say where the weights come from; weigh the classes, if the data are to say how."""
+        if stage == "fit" and self.beginning and self.trainer.is_global_zero:
+            print(self.beginning, file=sys.stderr)
+        if self.freeze_epochs and self.trainer.world_size > 1:
+            raise ConfigError("--model.freeze_epochs works in one process only; train with --trainer.devices 1")
         if self.weigh_classes and stage == "fit":
             weights = suggest_weights(count_pixels(cast(Any, self.trainer).datamodule.train_set.source))
             self.loss.weigh_classes(weights)
@@ -105,7 +123,7 @@ class SegmentationTask(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimiser and schedule; the schedule steps with the optimiser."""
-        optimizer = build_optimizer(self.optimizer_name, self.network, self.lr, self.weight_decay)
+        optimizer = build_optimizer(self.optimizer_name, self.network, self.lr, self.weight_decay, self.lr_decay)
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise ConfigError("training has no end: set --trainer.max_epochs or --trainer.max_steps")
@@ -138,8 +156,15 @@ class SegmentationTask(L.LightningModule):
                 f"the loss became {loss.item()} at step {self.global_step} (epoch {self.current_epoch})"
             )
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.image))
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], prog_bar=True)
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Keep pretrained parts as they are in the first epochs, batch-norm statistics included."""
+        if self.freeze_epochs:
+            frozen = self.current_epoch < self.freeze_epochs
+            for module in self.pretrained:
+                module.requires_grad_(not frozen).train(not frozen)
 
     def on_train_epoch_end(self) -> None:
         """Refuse weights that the epoch's last update has ruined, before a checkpoint keeps them.

@@ -1,0 +1,154 @@
+"""The up path of FC-DenseNet over a pretrained encoder: transfer learning."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tiramisu.errors import WeightsError
+from tiramisu.models.baseline import IMAGENET_MEAN, IMAGENET_STD
+from tiramisu.models.blocks import DenseBlock, TransitionUp, initialize_he_uniform
+from tiramisu.models.fused import decode, supports, wants_statistics
+from tiramisu.models.kernels import Kernel
+from tiramisu.models.network import SegmentationNetwork, load_weights_file
+
+LEVELS = 5  # how often encoders halve the resolution
+
+
+class EncoderFCDenseNet(SegmentationNetwork):
+    """An encoder in place of the dense down path; a dense block, TransitionUps and dense blocks above it.
+
+    As in `FCDenseNet`, blocks hand on only their new features, and the last one its full stack. The up path ends at
+    half the resolution, where the classifier predicts each 2 x 2 pixels at once, or at the full one.
+
+    Args:
+        num_classes: classes predicted, void not counted.
+        encoder: name of an encoder of segmentation_models_pytorch: densenet121, resnet34, tu-<any timm model>, ...
+        encoder_weights: `imagenet` downloads pretrained weights; the path of a safetensors file with the encoder's
+            weights; none starts from scratch.
+        layers_per_block: dense layers of the block on top of the encoder and of those at 1/16, 1/8, 1/4 and 1/2 of the
+            resolution, and of a sixth at the full one, if there is one.
+        growth_rate: features that each dense layer adds.
+        dropout: probability of dropping an activation, after every convolution of dense layers.
+        stem_channels: features of the full resolution, where the up path reaches it.
+        in_channels: channels of the input images.
+        mean: subtracted from the images, one value or one per channel (ImageNet's, which pretrained encoders expect).
+        std: the images are divided by it.
+
+    Raises:
+        ValueError: there is no such encoder, or the options do not fit together.
+        WeightsError: the encoder's weights are missing or of another one.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 11,
+        encoder: str = "densenet121",
+        encoder_weights: str | None = None,
+        layers_per_block: Sequence[int] = (8, 7, 6, 5, 4),
+        growth_rate: int = 16,
+        dropout: float = 0.2,
+        stem_channels: int = 24,
+        in_channels: int = 3,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> None:
+        # ImageNet's values are for RGB; other images are taken as they are, unless told.
+        rgb = in_channels == len(IMAGENET_MEAN)
+        mean = (IMAGENET_MEAN if rgb else 0.0) if mean is None else mean
+        std = (IMAGENET_STD if rgb else 1.0) if std is None else std
+        super().__init__(num_classes, in_channels, mean, std)
+        layers = list(layers_per_block)
+        if len(layers) not in (LEVELS, LEVELS + 1) or min(layers) < 1 or growth_rate < 1 or stem_channels < 1:
+            raise ValueError(f"layers_per_block needs {LEVELS} or {LEVELS + 1} blocks with layers, got {layers}")
+        self.encoder = build_encoder(encoder, encoder_weights, in_channels)
+        self.pretrained = encoder_weights is not None
+        skips = [*self.encoder.out_channels[LEVELS - 1 : 0 : -1]]
+        self.stem: nn.Conv2d | None = None
+        if len(layers) > LEVELS:
+            self.stem = nn.Conv2d(in_channels, stem_channels, kernel_size=3, padding=1)
+            skips.append(stem_channels)
+        self.bottleneck = DenseBlock(self.encoder.out_channels[-1], layers[0], growth_rate, dropout)
+        below = [count * growth_rate for count in layers[:-1]]
+        transitions = [TransitionUp(new, skip) for new, skip in zip(below, skips, strict=True)]
+        self.transitions_up = nn.ModuleList(transitions)
+        self.up_blocks = nn.ModuleList(
+            DenseBlock(transition.out_channels, count, growth_rate, dropout)
+            for transition, count in zip(transitions, layers[1:], strict=True)
+        )
+        features = transitions[-1].out_channels + layers[-1] * growth_rate
+        stride = 1 if self.stem is not None else 2
+        self.classifier = nn.Sequential(
+            nn.Conv2d(features, num_classes * stride**2, kernel_size=1),
+            nn.PixelShuffle(stride) if stride > 1 else nn.Identity(),
+        )
+        for part in (self.stem, self.bottleneck, self.transitions_up, self.up_blocks, self.classifier):
+            if part is not None:
+                initialize_he_uniform(part)
+        # Once trained, the weights come from model.safetensors: loading must not download the encoder's again.
+        if isinstance(self._hub_mixin_config, dict):
+            self._hub_mixin_config["encoder_weights"] = None
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the encoder, its stem if there is one, the block on top, up blocks and classifier."""
+        stem = [[self.stem]] if self.stem is not None else []
+        up = [[transition, block] for transition, block in zip(self.transitions_up, self.up_blocks, strict=True)]
+        return [[self.encoder], *stem, [self.bottleneck], *up, [self.classifier]]
+
+    def pretrained_parts(self) -> list[nn.Module]:
+        """Return the encoder, if it started from weights of another task."""
+        return [self.encoder] if self.pretrained else []
+
+    def compute_logits(self, x: Tensor) -> Tensor:
+        """Map normalised images (B, in_channels, H, W) to logits (B, num_classes, >= H, >= W)."""
+        # Odd sides: some encoders round half of them down, and the classifier's squares must cover all pixels.
+        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), mode="replicate")
+        features = self.encoder(x)
+        skips = features[LEVELS - 1 : 0 : -1]
+        if self.stem is not None:
+            skips = [*skips, self.stem(x)]
+        parts = (self.bottleneck, self.transitions_up, self.up_blocks)
+        if x.device.type == "cpu" and Kernel.compiler_works and supports(*parts):
+            up: Any = zip(self.transitions_up, self.up_blocks, strict=True)
+            wanted = any(wants_statistics(part) for part in parts)
+            return self.classifier(decode(features[-1], self.bottleneck, up, skips, wanted))
+        block: Any = self.bottleneck
+        stack = block(features[-1])
+        for transition, up_block, skip in zip(self.transitions_up, self.up_blocks, skips, strict=True):
+            stack = up_block(transition(stack[:, block.in_channels :], skip))
+            block = up_block
+        return self.classifier(stack)
+
+
+def build_encoder(name: str, weights: str | None, in_channels: int) -> Any:
+    """Build an encoder of segmentation_models_pytorch.
+
+    Args:
+        name: of the encoder.
+        weights: `imagenet`, another set that the encoder has, the path of a safetensors file, or none.
+        in_channels: channels of the input images.
+
+    Raises:
+        ValueError: there is no such encoder, or it has no such weights.
+        WeightsError: the file is missing or of another encoder.
+    """
+    # Imported here: it loads timm and hundreds of encoders, which no FC-DenseNet needs.
+    import segmentation_models_pytorch as smp
+
+    file = Path(weights) if weights is not None and ("/" in weights or weights.endswith(".safetensors")) else None
+    if file is not None and not file.is_file():
+        raise WeightsError(f"no weights of the encoder at {file}; give a safetensors file, or imagenet")
+    try:
+        encoder = smp.encoders.get_encoder(name, in_channels, LEVELS, None if file is not None else weights)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"no such encoder: {name} with the weights {weights}: {error}") from error
+    except OSError as error:
+        raise WeightsError(f"the weights {weights} of {name} cannot be fetched ({error}); download them elsewhere, and "
+                           f"give the safetensors file") from error  # fmt: skip
+    if encoder.output_stride != 2**LEVELS or len(encoder.out_channels) != LEVELS + 1:
+        raise ValueError(f"the encoder {name} does not halve the resolution {LEVELS} times")
+    if file is not None:
+        load_weights_file(encoder, file)
+    return encoder

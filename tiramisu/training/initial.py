@@ -1,0 +1,82 @@
+"""Starting from the weights of another training, perhaps for other classes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiramisu.errors import WeightsError
+from tiramisu.labels import LabelSet
+from tiramisu.models.network import SegmentationNetwork, check_state, read_weights_file
+from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE
+
+
+def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> tuple[SegmentationNetwork, str]:
+    """Load weights into a network; where the classes are others, all but its classifier.
+
+    Args:
+        folder: of the weights, as training writes it.
+        network: takes the weights, if they fit; else one like theirs is built.
+        labels: the classes to learn.
+
+    Returns:
+        The network with the weights, and a line that says what was kept.
+
+    Raises:
+        WeightsError: the weights are missing or damaged.
+    """
+    state = read_weights_file(folder / WEIGHTS_FILE)
+    config = _read_config(folder / CONFIG_FILE)
+    known = config.get("labels", {}).get("names")
+    same_classes = known == list(labels.names)
+    if not _fits(network, state, folder):
+        network = _network_like(config, folder, labels)
+    prefix = classifier_name(network) + "."
+    kept = state if same_classes else {name: value for name, value in state.items() if not name.startswith(prefix)}
+    complete = {**network.state_dict(), **kept}
+    check_state(network, complete, folder / WEIGHTS_FILE)
+    network.load_state_dict(complete)
+    kind = type(network).__name__
+    if same_classes:
+        return network, f"Starting from {folder} ({kind}): all {len(kept)} tensors kept, the classes are the same."
+    before = f"{len(known)} others" if known else "others"
+    renewed = f"its classifier is renewed for {len(labels)} classes (it knew {before}); {len(kept)} tensors kept"
+    return network, f"Starting from {folder} ({kind}): {renewed}."
+
+
+def classifier_name(network: SegmentationNetwork) -> str:
+    """Return the name of the module that ends a network."""
+    (last,) = network.stages()[-1]
+    return next(name for name, module in network.named_modules() if module is last)
+
+
+def _fits(network: SegmentationNetwork, state: dict[str, Any], folder: Path) -> bool:
+    prefix = classifier_name(network) + "."
+    body = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    own = {name: value for name, value in network.state_dict().items() if name.startswith(prefix)}
+    try:
+        check_state(network, {**own, **body}, folder)
+    except WeightsError:
+        return False
+    return True
+
+
+def _network_like(config: dict[str, Any], folder: Path, labels: LabelSet) -> SegmentationNetwork:
+    try:
+        build: Callable[..., SegmentationNetwork] = SegmentationNetwork.architectures[config["architecture"]]
+        options = {key: value for key, value in config.items() if key not in ("architecture", "protocol", "labels")}
+        return build(**{**options, "num_classes": len(labels)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{folder / CONFIG_FILE} does not describe a network: {error}") from error
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{file} is missing; give a folder that training wrote as --model.init") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{file} does not describe a network")
+    return config
