@@ -195,24 +195,26 @@ class MaskSurvey(NamedTuple):
 
 
 def survey_masks(masks: Sequence[RawMask]) -> MaskSurvey:
-    """Tell how masks are encoded from a sample of them."""
-    values: set[int] = set()
-    colors: set[int] = set()
-    palette: dict[int, RGB] = {}
-    grey = True
-    for raw in masks:
-        palette.update(raw.palette)
-        if raw.values.ndim == 2:
-            values.update(int(value) for value in np.unique(raw.values))
-            continue
-        found = np.unique(pack(raw.values))
-        colors.update(int(value) for value in found[: 4 * MAX_COLORS])
-        grey = grey and all(len(set(unpack(int(value)))) == 1 and value & 255 < GREY_INDEX for value in found)
-    if colors and not grey:
+    """Tell how masks are encoded from a sample of them; where they differ, as most of them are."""
+    colored = [raw for raw in masks if raw.values.ndim == 3 and not _holds_indices(raw.values)]
+    if len(colored) > len(masks) / 2:
+        colors: set[int] = set()
+        for raw in colored:
+            colors.update(int(value) for value in np.unique(pack(raw.values))[: 4 * MAX_COLORS])
         return MaskSurvey("color", (), tuple(unpack(color) for color in sorted(colors)), {})
-    values.update(color & 255 for color in colors)
+    values: set[int] = set()
+    palette: dict[int, RGB] = {}
+    for raw in masks:
+        if raw.values.ndim == 2 or _holds_indices(raw.values):
+            palette.update(raw.palette)
+            values.update(int(value) for value in np.unique(raw.values))
     binary = values <= {0, 255} and 255 in values
     return MaskSurvey("binary" if binary else "index", tuple(sorted(values)), (), palette)
+
+
+def _holds_indices(colors: NDArray[np.integer]) -> bool:
+    """Tell whether an RGB mask (H, W, 3) has the same small number in all channels of each pixel."""
+    return bool(colors.max() < GREY_INDEX) and is_grey(colors)
 
 
 def infer_classes(survey: MaskSurvey, path: Path) -> ClassMap:

@@ -1,9 +1,11 @@
 """The up path of FC-DenseNet over a pretrained encoder: transfer learning."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -105,7 +107,11 @@ class EncoderFCDenseNet(SegmentationNetwork):
         """Map normalised images (B, in_channels, H, W) to logits (B, num_classes, >= H, >= W)."""
         # Odd sides: some encoders round half of them down, and the classifier's squares must cover all pixels.
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), mode="replicate")
-        features = self.encoder(x)
+        # The gradient of a depthwise convolution takes oneDNN several times as long in bfloat16 as in float32.
+        depthwise = any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in self.encoder.modules())
+        slow = depthwise and x.device.type == "cpu" and torch.is_grad_enabled()
+        with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
+            features = self.encoder(x)
         skips = features[LEVELS - 1 : 0 : -1]
         if self.stem is not None:
             skips = [*skips, self.stem(x)]
