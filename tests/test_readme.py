@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import tiramisu.check_data
 import tiramisu.evaluate
 import tiramisu.export
 import tiramisu.predict
 import tiramisu.train
+from tests.own_images import grey_index
 from tiramisu.data.streets import draw_scene
 
 ROOT = Path(__file__).parent.parent
@@ -32,14 +34,19 @@ STREETS = ["--data.image_size=[64,64]", "--data.crop_size=32"]
 def small(command: str, camvid: Path) -> list[str]:
     """Options that make a command of the README fast; the rest of the command stays as it is written."""
     data = [f"--data.root={camvid}", "--data.crop_size=32"] if "camvid" in command else STREETS
-    if "--print_config" in command:
+    if "--print_config" in command or "--tune" in command:
         return []
+    if "mine" in command and ".train" in command:
+        return [*ONE_STEP, "--data.crop_size=32"]
+    if ".check_data" in command:
+        return ["--measure=false"]
     if ".train" in command:
         return [*ONE_STEP, *([] if "--resume" in command else data)]
     return ["--workers=0"] if ".evaluate" in command else []
 
 
 MAINS: dict[str, Callable[[list[str]], None]] = {
+    "tiramisu.check_data": tiramisu.check_data.main,
     "tiramisu.train": tiramisu.train.main,
     "tiramisu.evaluate": tiramisu.evaluate.main,
     "tiramisu.predict": tiramisu.predict.main,
@@ -59,8 +66,9 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
     assert len(COMMANDS) >= 8
     (tmp_path / "photos").mkdir()
     Image.fromarray(draw_scene(0, 0, 96, 128)[0]).save(tmp_path / "photos" / "street.jpg")
+    grey_index(tmp_path / "mine", 8)
     for command in COMMANDS:
-        if any(word in command for word in (".download", ".benchmark", "--executor ray")):
+        if any(word in command for word in (".download", ".benchmark", "--executor ray", "--tune")):
             continue  # the tests of these run them, the download against a server on loopback
         try:
             run(command, shared_camvid_like)

@@ -72,8 +72,9 @@ def export(
     if data != DEFAULT_DATA:  # what is wrong with it is told before the work
         open_labelled(Segmenter(TorchEngine.open(folder, "cpu")), weights, data)
     network = load_network(folder)
-    smallest = network.grid_size
-    samples = read_samples(calibration, images, smallest) if calibration is not None else draw_samples()
+    samples = draw_samples(network.in_channels)
+    if calibration is not None:
+        samples = read_samples(calibration, images, network.grid_size, network.in_channels)
     output.parent.mkdir(parents=True, exist_ok=True)
     if format == "onnx":
         with atomic_path(output) as temporary:
@@ -96,7 +97,7 @@ def export(
     print(f"Exported: {output}")
 
 
-def read_samples(inputs: str, count: int, smallest: int) -> list[UInt8Array]:
+def read_samples(inputs: str, count: int, smallest: int, channels: int) -> list[UInt8Array]:
     """Read images to calibrate with, evenly spread over a folder.
 
     Raises:
@@ -109,7 +110,8 @@ def read_samples(inputs: str, count: int, smallest: int) -> list[UInt8Array]:
     samples = []
     for entry in chosen:
         try:
-            pixels = decode_image(entry.path).pixels[:TILE, :TILE]  # the network will see no more at once
+            # The network will see no more at once.
+            pixels = decode_image(entry.path, channels=channels).pixels[:TILE, :TILE]
         except ImageError as error:
             print(f"Left out: {error}", file=sys.stderr)
             continue
@@ -120,11 +122,12 @@ def read_samples(inputs: str, count: int, smallest: int) -> list[UInt8Array]:
     return samples
 
 
-def draw_samples() -> list[UInt8Array]:
+def draw_samples(channels: int) -> list[UInt8Array]:
     """Return pictures of several sizes to compare with: built-in street scenes."""
     from tiramisu.data.streets import draw_scene
 
-    return [draw_scene(0, number, *size)[0] for number, size in enumerate(CHECK_SIZES)]
+    scenes = [draw_scene(0, number, *size)[0] for number, size in enumerate(CHECK_SIZES)]
+    return [np.ascontiguousarray(scene[..., np.arange(channels) % 3]) for scene in scenes]
 
 
 def check(graph: Path, weights: Path, kind: Format, samples: Sequence[UInt8Array]) -> list[float]:

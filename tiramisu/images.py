@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -36,7 +37,7 @@ class DecodedImage(NamedTuple):
     """An image as people see it.
 
     Attributes:
-        pixels: uint8 (H, W, 3), RGB, upright.
+        pixels: uint8 (H, W, channels), RGB where there are three, upright.
         note: what is worth saying about how it was read, such as "first of 3 pages"; mostly empty.
     """
 
@@ -45,9 +46,12 @@ class DecodedImage(NamedTuple):
 
 
 def decode_image(
-    source: Path | bytes, max_pixels: int = DEFAULT_MAX_PIXELS, name: str | Path | None = None
+    source: Path | bytes,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    name: str | Path | None = None,
+    channels: int = 3,
 ) -> DecodedImage:
-    """Decode an image as RGB of 8 bits.
+    """Decode an image as RGB of 8 bits, or with another number of channels.
 
     The EXIF orientation is applied. Transparent images are laid over white, 16 bits are scaled to 8, of several pages
     or frames the first is taken.
@@ -56,20 +60,28 @@ def decode_image(
         source: a file, or its contents.
         max_pixels: a larger image is refused before it is decoded.
         name: what error messages call it; default: the path.
+        channels: 3 for RGB; 1 for grey; any other number for images that have as many, such as TIFF of satellites,
+            whose channels are taken as they are.
 
     Raises:
-        ImageError: it is no image, damaged, empty or too large; the message has the name and the reason.
+        ImageError: it is no image, damaged, empty or too large, or has other channels; the message has the name and
+            the reason.
     """
     name = name or (source if isinstance(source, Path) else "the image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of damaged metadata; the pixels decide
-            with Image.open(_file(source), formats=FORMATS) as image:
+            file = _file(source)
+            if channels not in (1, 3) and _is_tiff(file):  # Pillow knows four channels at most
+                return DecodedImage(_read_tiff(file, channels, max_pixels), "")
+            with Image.open(file, formats=FORMATS) as image:
                 _check_size(image, max_pixels)
                 pages = getattr(image, "n_frames", 1)
                 image.load()
                 upright = _turn_upright(image)
-                pixels, note = _to_rgb(upright)
+                pixels, note = _to_rgb(upright) if channels in (1, 3) else (_to_bands(upright, channels), "")
+                if channels == 1:
+                    pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
@@ -111,11 +123,53 @@ def _file(source: Path | bytes) -> Path | io.BytesIO:
     return source if isinstance(source, Path) else io.BytesIO(source)
 
 
+def _is_tiff(file: Path | io.BytesIO) -> bool:
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            start = stream.read(4)
+    else:
+        start = file.getbuffer()[:4].tobytes()
+    return start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _read_tiff(file: Path | io.BytesIO, channels: int, max_pixels: int) -> UInt8Array:
+    """Read the first picture of a TIFF with any number of channels, as bytes."""
+    with tifffile.TiffFile(file) as tiff:
+        series = tiff.series[0]
+        shape = series.shape
+        # Channels last or first; pages of one channel each are channels too.
+        axis = next((axis for axis in (2, 0) if len(shape) == 3 and shape[axis] == channels), None)
+        if axis is None:
+            found = min(shape) if len(shape) == 3 else 1
+            raise ImageError(f"it has {found} channels, not {channels}")
+        height, width = shape[:2] if axis == 2 else shape[1:]
+        _check_pixels(width, height, max_pixels)
+        values = np.moveaxis(series.asarray(), axis, 2)
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype == np.uint16:
+        return (values // 257).astype(np.uint8)
+    if np.issubdtype(values.dtype, np.floating) and values.size and values.min() >= 0 and values.max() <= 1:
+        return (values * 255).round().astype(np.uint8)
+    raise ImageError(f"its values are {values.dtype}; save them as 8 or 16 bits, or as numbers from 0 to 1")
+
+
+def _to_bands(image: Image.Image, channels: int) -> UInt8Array:
+    bands = image.getbands()
+    if len(bands) != channels or image.mode.startswith(("I", "F")):
+        raise ImageError(f"it has {len(bands)} channels ({''.join(bands)}), not {channels}")
+    return np.asarray(image)
+
+
 def _check_size(image: Image.Image, max_pixels: int) -> None:
-    if image.width * image.height > max_pixels:
-        size = f"{image.width} x {image.height}"
+    _check_pixels(image.width, image.height, max_pixels)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        size = f"{width} x {height}"
         raise ImageError(f"{size} pixels are more than the limit of {max_pixels:,}; raise the limit to read it")
-    if not image.width or not image.height:
+    if not width or not height:
         raise ImageError("it has no pixels")
 
 

@@ -95,6 +95,7 @@ class TrainCLI(LightningCLI):
         )  # fmt: skip
         parser.add_argument("--pictures_every", type=int, default=1, help="validations between two pictures of samples")
         parser.link_arguments("data.labels", "model.labels", apply_on="instantiate")
+        parser.link_arguments("data.in_channels", "model.in_channels", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.seed")
         parser.set_defaults({"model.network": {"class_path": "tiramisu.models.FCDenseNet"}})
 

@@ -53,11 +53,18 @@ def colorize(mask: UInt8Array, labels: LabelSet) -> UInt8Array:
     return palette_table(labels)[mask]
 
 
+def as_rgb(image: UInt8Array) -> UInt8Array:
+    """Return an image (H, W, channels) as RGB to look at: grey in all channels, or the first three of more."""
+    if image.shape[2] >= 3:
+        return np.ascontiguousarray(image[..., :3])
+    return np.repeat(image[..., :1], 3, axis=2)
+
+
 def overlay(image: UInt8Array, mask: UInt8Array, labels: LabelSet, opacity: float = 0.55) -> UInt8Array:
     """Lay the coloured mask over an image.
 
     Args:
-        image: uint8 (H, W, 3) RGB.
+        image: uint8 (H, W, channels), see `as_rgb`.
         mask: uint8 (H, W) class indices.
         labels: the classes' colours; void is left uncoloured.
         opacity: 0 shows the image only, 1 the mask only.
@@ -65,6 +72,7 @@ def overlay(image: UInt8Array, mask: UInt8Array, labels: LabelSet, opacity: floa
     Returns:
         uint8 (H, W, 3) RGB.
     """
+    image = as_rgb(image)
     blended = cv2.addWeighted(image, 1 - opacity, colorize(mask, labels), opacity, 0)
     return np.where((mask == labels.ignore_index)[..., None], image, blended)
 
@@ -135,12 +143,12 @@ def comparison(samples: Sequence[tuple[UInt8Array, UInt8Array, UInt8Array]], lab
     """Draw image, truth, prediction and errors of several images below each other, as uint8 (h, w, 3) RGB.
 
     Args:
-        samples: image (H, W, 3) RGB, true and predicted class indices (H, W) of each. A grid needs rows of one width:
+        samples: image (H, W, channels), true and predicted class indices (H, W) of each. A grid needs rows of one width:
             images of another size than the first are left out.
         labels: the classes.
     """
     rows = [
-        [image, colorize(truth, labels), colorize(prediction, labels), error_map(prediction, truth, labels)]
+        [as_rgb(image), colorize(truth, labels), colorize(prediction, labels), error_map(prediction, truth, labels)]
         for image, truth, prediction in samples
         if image.shape == samples[0][0].shape
     ]

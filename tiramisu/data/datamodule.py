@@ -65,6 +65,11 @@ class SegmentationDataModule(L.LightningDataModule):
         return read_labels(self.dataset, self.root, self.folder)
 
     @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.folder.in_channels if self.dataset == "folder" else 3
+
+    @property
     def test_split(self) -> Split:
         """The split that final weights are evaluated on: test if there is one, else val."""
         return "test" if has_test_split(self.dataset, self.root, self.folder) else "val"
@@ -78,8 +83,9 @@ class SegmentationDataModule(L.LightningDataModule):
         """
         if stage == "fit":
             self.train_set = SegmentationDataset(
-                self._open("train"), self.augmentation, self.crop_size, self.seed, pad=self.dataset == "folder"
-            )
+                self._open("train"), self.augmentation, self.crop_size, self.seed,
+                pad=self.dataset == "folder", channels=self.in_channels,
+            )  # fmt: skip
             self.train_set[SampleKey(0, 0)]  # wrong options must be reported before the run begins
             self.val_set = SegmentationDataset(self._open("val"))
             self._open(self.test_split)  # not needed yet, but a damaged one must not be found days later

@@ -26,7 +26,7 @@ from tiramisu.data.layouts import LayoutName, Listing, Pair, class_of_mask, find
 from tiramisu.data.masks import Encoding, decode_mask, infer_classes, read_raw_mask, survey_masks
 from tiramisu.data.source import Sample, UInt8Array, read_image
 from tiramisu.data.splits import draw_splits, find_lists, split_by_lists
-from tiramisu.errors import DataError
+from tiramisu.errors import ConfigError, DataError
 from tiramisu.files import user_cache, write_json
 
 SURVEYED = 200  # masks that are looked at where nobody says what the classes are
@@ -47,6 +47,8 @@ class FolderOptions:
         test_share: likewise, to measure the final weights on.
         groups: regular expression; images in whose paths it finds the same text, such as a drive, stay in one split.
         split_seed: another one draws other splits.
+        in_channels: of the images: 3 reads them as RGB, 1 as grey; any other number takes the channels of images that
+            have as many (TIFF, RGBA, CMYK) as they are.
     """
 
     layout: LayoutName = "auto"
@@ -56,6 +58,7 @@ class FolderOptions:
     test_share: float = 0.0
     groups: str | None = None
     split_seed: int = 0
+    in_channels: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,7 @@ class FolderIndex:
         classes: what masks mean.
         encoding: of mask files.
         inferred: whether the classes were guessed from the masks.
+        in_channels: of the images.
     """
 
     root: Path
@@ -77,6 +81,7 @@ class FolderIndex:
     classes: ClassMap
     encoding: Encoding
     inferred: bool
+    in_channels: int = 3
 
 
 class Folder:
@@ -115,13 +120,13 @@ class Folder:
 
 
 def read_pair(index: FolderIndex, pair: Pair) -> tuple[UInt8Array, UInt8Array]:
-    """Return an image, uint8 (H, W, 3) RGB, upright, and its mask, uint8 (H, W), void 255.
+    """Return an image, uint8 (H, W, channels), upright, and its mask, uint8 (H, W), void 255.
 
     Raises:
         DataError: a file is unreadable, or the two differ in size, or the mask has an unknown value.
     """
     path = index.root / pair.image
-    image = read_image(path)
+    image = read_image(path, index.in_channels)
     mask = read_pair_mask(index, pair, image.shape[:2], exif_orientation(path))
     if image.shape[:2] != mask.shape:
         raise DataError(f"mask {pair.mask[0]} is {mask.shape[0]} x {mask.shape[1]}, but its image {pair.image} is "
@@ -257,6 +262,7 @@ def _to_store(index: FolderIndex, options: FolderOptions) -> dict[str, Any]:
         "classes": index.classes.to_dict(),
         "encoding": index.encoding,
         "inferred": index.inferred,
+        "in_channels": index.in_channels,
     }
 
 
@@ -265,15 +271,17 @@ def _from_stored(root: Path, stored: dict[str, Any]) -> FolderIndex:
     listing = Listing(**stored["listing"])
     listing.pairs = splits
     classes = ClassMap.from_dict(stored["classes"])
-    return FolderIndex(root, listing, splits, classes, stored["encoding"], stored["inferred"])
+    return FolderIndex(root, listing, splits, classes, stored["encoding"], stored["inferred"], stored["in_channels"])
 
 
 def scan_folder(root: Path, options: FolderOptions) -> FolderIndex:
     """Look through a folder; see `open_folder`."""
+    if options.in_channels < 1:
+        raise ConfigError(f"--data.folder.in_channels {options.in_channels} must be at least 1")
     listing = find_pairs(root, options.layout)
     splits = split_pairs(root, listing, options)
     classes, encoding, inferred = find_classes(root, listing, options)
-    return FolderIndex(root, listing, splits, classes, encoding, inferred)
+    return FolderIndex(root, listing, splits, classes, encoding, inferred, options.in_channels)
 
 
 def split_pairs(root: Path, listing: Listing, options: FolderOptions) -> dict[str, list[Pair]]:

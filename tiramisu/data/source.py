@@ -20,7 +20,7 @@ class Sample(NamedTuple):
     """One labelled image.
 
     Attributes:
-        image: uint8 (H, W, 3), RGB.
+        image: uint8 (H, W, channels), RGB where there are three.
         mask: uint8 (H, W), class indices or the ignore index.
         name: what a person would call it, such as the file's name.
     """
@@ -47,14 +47,14 @@ class Source(Protocol):
         ...
 
 
-def read_image(path: Path) -> UInt8Array:
-    """Read an image file as uint8 (H, W, 3) RGB, upright; see `decode_image`.
+def read_image(path: Path, channels: int = 3) -> UInt8Array:
+    """Read an image file as uint8 (H, W, channels), upright; see `decode_image`.
 
     Raises:
         DataError: the file is missing or no readable image.
     """
     try:
-        return decode_image(path, MAX_PIXELS).pixels
+        return decode_image(path, MAX_PIXELS, channels=channels).pixels
     except ImageError as error:
         raise DataError(f"{error}; replace it or remove it and its mask") from error
 

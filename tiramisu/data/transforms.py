@@ -30,7 +30,7 @@ class Item(NamedTuple):
     """One training or evaluation item.
 
     Attributes:
-        image: uint8 (3, H, W), RGB; the network's input is this divided by 255.
+        image: uint8 (channels, H, W), RGB where there are three; the network's input is this divided by 255.
         mask: int64 (H, W), class indices or the ignore index.
         position: in the source.
     """
@@ -41,7 +41,7 @@ class Item(NamedTuple):
 
 
 def build_augmentation(
-    kind: Augmentation, crop_size: int | None, ignore_index: int, pad: bool = False
+    kind: Augmentation, crop_size: int | None, ignore_index: int, pad: bool = False, channels: int = 3
 ) -> A.Compose | None:
     """Build the augmentation pipeline.
 
@@ -51,6 +51,7 @@ def build_augmentation(
         crop_size: height and width of the crop, or none for whole images.
         ignore_index: what masks are padded with; padding never becomes a class.
         pad: whether to pad images that are smaller than the crop.
+        channels: of the images; saturation and hue are of RGB only.
     """
     if kind == "none":
         return None
@@ -59,8 +60,13 @@ def build_augmentation(
     padding = A.PadIfNeeded(side, side, border_mode=0, fill=0, fill_mask=ignore_index)
     colour: list[A.BasicTransform] = []
     if kind == "strong":
+        light: A.BasicTransform = A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.4, p=0.8)
+        if channels == 3:
+            light = A.ColorJitter(
+                brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8
+            )
         colour = [
-            A.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8),
+            light,
             A.RandomGamma(gamma_limit=(70, 140), p=0.3),
             A.GaussianBlur(sigma_limit=(0.3, 1.2), p=0.15),
             A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
@@ -83,6 +89,7 @@ class SegmentationDataset(Dataset[Item]):
         crop_size: height and width of the crops, or none for whole images.
         seed: with the epoch and the index it decides every random draw, whatever the number of workers.
         pad: whether images smaller than the crop are padded with void; else they are an error.
+        channels: of the images.
     """
 
     def __init__(
@@ -92,11 +99,12 @@ class SegmentationDataset(Dataset[Item]):
         crop_size: int | None = None,
         seed: int = 0,
         pad: bool = False,
+        channels: int = 3,
     ) -> None:
         self.source = source
         self.crop_size = crop_size if augmentation != "none" else None
         self.seed, self.pad = seed, pad
-        self.transform = build_augmentation(augmentation, crop_size, source.labels.ignore_index, pad)
+        self.transform = build_augmentation(augmentation, crop_size, source.labels.ignore_index, pad, channels)
 
     def __len__(self) -> int:
         """Return the number of samples."""

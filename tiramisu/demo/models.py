@@ -72,6 +72,8 @@ def _read(name: str, folder: Path) -> Model | None:
         network = str(config["architecture"])
         if network == "FCDenseNet" and config.get("variant"):
             network += str(config["variant"])
+        if config.get("in_channels", 3) != 3:
+            return None  # the app is for photos
         model = Model(name, folder, {"network": network, "dropout": config.get("dropout"), **protocol})
         assert model.title and model.facts  # computed from what the file says, which may be anything
         return model

@@ -15,7 +15,7 @@ from tiramisu.doctor.checks import Finding
 from tiramisu.doctor.survey import Fact, Survey
 from tiramisu.errors import DataError
 from tiramisu.files import atomic_path
-from tiramisu.visualize import data_url, hex_color, overlay
+from tiramisu.visualize import as_rgb, data_url, hex_color, overlay
 
 PICTURES = 6  # of a finding
 SAMPLES = 9
@@ -78,7 +78,7 @@ def draw_facts(index: FolderIndex, facts: Sequence[Fact]) -> list[Picture]:
 
 def _draw(index: FolderIndex, fact: Fact) -> Picture | None:
     try:
-        image = read_image(index.root / fact.pair.image)
+        image = as_rgb(read_image(index.root / fact.pair.image, index.in_channels))
     except DataError:
         return None
     shrunk = _shrink(image, cv2.INTER_AREA)

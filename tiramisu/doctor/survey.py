@@ -17,6 +17,7 @@ from tiramisu.data.layouts import Pair
 from tiramisu.data.masks import Encoding, RawMask, decode_known, read_raw_mask, survey_masks
 from tiramisu.data.source import UInt8Array, read_image
 from tiramisu.errors import DataError
+from tiramisu.visualize import as_rgb
 
 SMALL_SIDE = 256  # of the pictures in which masks are compared with edges
 REACH = 12  # how far a mask may be shifted, in pixels of these pictures
@@ -120,10 +121,11 @@ def examine(index: FolderIndex, pair: Pair, split: str) -> Fact:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = read_image(path)
+            image = read_image(path, index.in_channels)
         fact.image_size = image.shape[0], image.shape[1]
         fact.orientation = exif_orientation(path)
         fact.digest = hashlib.sha256(image.tobytes()).hexdigest()
+        image = as_rgb(image)
         fact.fingerprint = perceptual_hash(image)
     except DataError as error:
         fact.image_error = str(error)

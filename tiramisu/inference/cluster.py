@@ -138,7 +138,7 @@ class Worker:
                 done = write_video(self.segmenter, self.output, record, file, self.work.options, self.work.max_pixels)
                 assert done is not None
             else:
-                image = decode_image(contents, self.work.max_pixels, path)
+                image = decode_image(contents, self.work.max_pixels, path, self.segmenter.channels)
                 done = write_image(self.output, record, image, self.segmenter(image.pixels, self.work.options))
             for file in self.output.files(entry):
                 self.target.child(file.relative_to(self.output.root).as_posix()).write(file)

@@ -38,12 +38,14 @@ class Card:
         min_size: smallest height and width that it takes.
         grid: in pixels; where tiles begin at multiples of it, pooling sees the same squares as in the whole image.
         protocol: how the weights came about.
+        channels: of the images: 3 for RGB.
     """
 
     labels: LabelSet
     min_size: int
     grid: int
     protocol: dict[str, Any]
+    channels: int = 3
 
     def to_json(self) -> str:
         """Return a JSON text for the metadata of a graph."""
@@ -78,7 +80,7 @@ class Engine(Protocol):
         """Map images to class logits; may be called from several threads.
 
         Args:
-            images: uint8 (B, H, W, 3) RGB, height and width of at least `card.min_size`.
+            images: uint8 (B, H, W, channels), height and width of at least `card.min_size`.
 
         Returns:
             float32 (B, classes, H, W).

@@ -177,7 +177,7 @@ class FolderRun:
 
     def _decode(self, entry: Entry, stamp: str) -> _Decoded:
         try:
-            return _Decoded(entry, stamp, decode_image(entry.path, self.max_pixels))
+            return _Decoded(entry, stamp, decode_image(entry.path, self.max_pixels, channels=self.segmenter.channels))
         except ImageError as error:
             return _Decoded(entry, stamp, None, str(error))
 

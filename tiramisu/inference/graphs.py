@@ -18,7 +18,7 @@ ONNX_OPSET = 18
 
 
 class Uint8Network(nn.Module):
-    """A network whose input is what images are: uint8 (B, H, W, 3), RGB."""
+    """A network whose input is what images are: uint8 (B, H, W, channels)."""
 
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Uint8Network(nn.Module):
 
 def example(card: Card) -> Tensor:
     """Return a small batch to trace with; the sizes in the graph stay open."""
-    return torch.zeros(2, 2 * card.min_size, 3 * card.min_size, 3, dtype=torch.uint8)
+    return torch.zeros(2, 2 * card.min_size, 3 * card.min_size, card.channels, dtype=torch.uint8)
 
 
 def write_openvino(network: SegmentationNetwork, path: Path) -> None:
@@ -47,7 +47,7 @@ def write_openvino(network: SegmentationNetwork, path: Path) -> None:
         warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, but four times as fast as torch.export here
         traced = trace(network, card)
         model = ov.convert_model(traced, example_input=example(card))
-    model.reshape([-1, -1, -1, 3])
+    model.reshape([-1, -1, -1, card.channels])
     model.inputs[0].tensor.set_names({"images"})
     model.outputs[0].tensor.set_names({"logits"})
     model.set_rt_info(card.to_json(), [GRAPH_KEY])

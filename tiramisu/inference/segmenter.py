@@ -105,7 +105,7 @@ class Segmenter:
         if not 0 < overlap < tile:
             raise ValueError(f"tiles of {tile} pixels cannot overlap by {overlap}")
         self.engine = engine
-        self.labels = engine.card.labels
+        self.labels, self.channels = engine.card.labels, engine.card.channels
         self.tile, self.overlap = -(-tile // grid) * grid, -(-overlap // grid) * grid
 
     @classmethod
@@ -136,7 +136,7 @@ class Segmenter:
         """Segment an image.
 
         Args:
-            image: uint8 (H, W, 3), RGB.
+            image: uint8 (H, W, channels), as many as the network takes; RGB where these are 3.
             options: default: just the mask.
 
         Raises:
@@ -149,7 +149,7 @@ class Segmenter:
         """Segment several images; those that have the same size are computed together.
 
         Args:
-            images: uint8 (H, W, 3) each, RGB.
+            images: see `__call__`.
             options: default: just the masks.
 
         Raises:
@@ -159,8 +159,8 @@ class Segmenter:
         options = options or Options()
         groups: dict[tuple[int, ...], list[int]] = {}
         for position, image in enumerate(images):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-                raise ValueError(f"expected uint8 images (H, W, 3), got {image.dtype} {image.shape}")
+            if image.ndim != 3 or image.shape[2] != self.channels or image.dtype != np.uint8 or not image.size:
+                raise ValueError(f"expected uint8 images (H, W, {self.channels}), got {image.dtype} {image.shape}")
             groups.setdefault(image.shape, []).append(position)
         results: dict[int, Segmentation] = {}
         for (height, width, _), positions in groups.items():

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from tiramisu.device import choose_device, default_precision
-from tiramisu.errors import WeightsError
 from tiramisu.inference.engines import Card, FloatArray, Precision, UInt8Array
 from tiramisu.labels import LabelSet
 from tiramisu.models import SegmentationNetwork, load_network
@@ -30,15 +29,9 @@ def inference_precision(device: torch.device) -> torch.dtype:
 
 
 def network_card(network: SegmentationNetwork) -> Card:
-    """Return what a user of the network must know.
-
-    Raises:
-        WeightsError: it does not take RGB images.
-    """
-    if network.in_channels != 3:
-        raise WeightsError(f"these weights take images of {network.in_channels} channels; only RGB is segmented here")
+    """Return what a user of the network must know."""
     labels = network.labels or LabelSet.numbered(network.num_classes)
-    return Card(labels, network.grid_size, network.grid_size, network.protocol)
+    return Card(labels, network.grid_size, network.grid_size, network.protocol, network.in_channels)
 
 
 class TorchEngine:

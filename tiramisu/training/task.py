@@ -28,6 +28,7 @@ class SegmentationTask(L.LightningModule):
 
     Args:
         labels: classes of the data set; comes from the data module.
+        in_channels: of the images; likewise.
         network: class of the network: FCDenseNet, EncoderFCDenseNet for its up path over a pretrained encoder, or
             SmpNetwork for any segmentation_models_pytorch architecture.
         init: weights to start from: a folder that training wrote, or the name of shipped ones. For other classes the
@@ -57,6 +58,7 @@ class SegmentationTask(L.LightningModule):
     def __init__(
         self,
         labels: LabelSet,
+        in_channels: int = 3,
         network: Callable[[int], SegmentationNetwork] = FCDenseNet,
         init: str | None = None,
         freeze_epochs: int = 0,
@@ -80,7 +82,9 @@ class SegmentationTask(L.LightningModule):
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"--model.ema_decay {ema_decay} must be at least 0 and below 1")
         try:
-            self.network = network(len(labels))
+            # Only where they are not RGB, so that a network need not know the word.
+            others: dict[str, Any] = {"in_channels": in_channels} if in_channels != 3 else {}
+            self.network = network(len(labels), **others)
         except ValueError as error:
             raise ConfigError(f"--model.network: {error}") from error
         if not 0 < lr_decay <= 1 or freeze_epochs < 0:
