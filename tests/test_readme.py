@@ -14,6 +14,7 @@ import tiramisu.export
 import tiramisu.predict
 import tiramisu.train
 from tests.own_images import grey_index
+from tiramisu.data.classes import read_classes
 from tiramisu.data.streets import draw_scene
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +95,14 @@ def test_the_papers_two_phases_run(tmp_path: Path, shared_camvid_like: Path, mon
     words = shlex.split(command[1].rstrip("\\") + command[2])
     tiramisu.train.main([*words[3:], *data, *tiny])
     assert (tmp_path / "runs" / "camvid_paper_finetune" / "version_0" / "report.json").is_file()
+
+
+def test_the_classes_of_the_readme_are_read(tmp_path: Path) -> None:
+    (text,) = (block for language, block in BLOCKS if language == "yaml")
+    (tmp_path / "classes.yaml").write_text(text)
+    classes = read_classes(tmp_path / "classes.yaml")
+    assert classes.labels.names == ("road", "car")
+    assert [classes.values[value] for value in (7, 26, 27, 0, 255)] == [0, 1, 1, 255, 255]
 
 
 def test_every_file_that_the_readme_names_exists() -> None:

@@ -143,8 +143,8 @@ def comparison(samples: Sequence[tuple[UInt8Array, UInt8Array, UInt8Array]], lab
     """Draw image, truth, prediction and errors of several images below each other, as uint8 (h, w, 3) RGB.
 
     Args:
-        samples: image (H, W, channels), true and predicted class indices (H, W) of each. A grid needs rows of one width:
-            images of another size than the first are left out.
+        samples: image (H, W, channels), true and predicted class indices (H, W) of each. A grid needs rows of one
+            width: images of another size than the first are left out.
         labels: the classes.
     """
     rows = [
