@@ -40,6 +40,7 @@ class DataOptions:
         split: which part of it.
         image_size: height and width of the scenes of `streets` (default: as in training).
         folder: how `folder` is read.
+        holdout: drive of `camvid` that `val` stands for, see `tiramisu.train`.
     """
 
     dataset: DatasetName | None = None
@@ -47,6 +48,7 @@ class DataOptions:
     split: Literal["train", "val", "test"] = "val"
     image_size: tuple[int, int] | None = None
     folder: FolderOptions = dataclasses.field(default_factory=FolderOptions)
+    holdout: str | None = None
 
 
 def evaluate(
@@ -120,7 +122,7 @@ def open_labelled(segmenter: Segmenter, weights: str | Path, data: DataOptions) 
     image_size = data.image_size
     if dataset == "streets" and image_size is None and protocol.get("dataset") == "streets":
         image_size = tuple(protocol.get("resolution", Streets.DEFAULT_SIZE))
-    source = open_source(dataset, data.root, data.split, image_size, data.folder)
+    source = open_source(dataset, data.root, data.split, image_size, data.folder, data.holdout)
     known, wanted = segmenter.labels.names, source.labels.names
     unnamed = known == LabelSet.numbered(len(known)).names  # weights that do not know what their classes are called
     if known != wanted and not (unnamed and len(known) == len(wanted)):

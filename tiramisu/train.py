@@ -289,6 +289,7 @@ def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:
         "dataset": config["data"]["dataset"],
         "data_license": DATASETS[config["data"]["dataset"]].license,
         "resolution": list(cli.datamodule.val_set.source[0].mask.shape),
+        **({"holdout": cli.datamodule.holdout} if cli.datamodule.holdout else {}),
         "recipe": config["name"],
         "epochs": trainer.current_epoch,
         "seed": config["seed_everything"],

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from tests.odd_images import bomb
-from tiramisu.data import CamVid
-from tiramisu.errors import DataError
+from tiramisu.data import CamVid, open_source
+from tiramisu.data.streets import draw_scene
+from tiramisu.errors import ConfigError, DataError
 
 
 def test_pairs_images_with_masks(camvid_like: Path) -> None:
@@ -96,3 +97,19 @@ def test_real_camvid_has_the_published_class_shares(real_camvid: Path) -> None:
     shares = 100 * counts[:11] / counts[:11].sum()
     published = [17.5, 24.2, 1.02, 33.0, 4.7, 10.1, 1.2, 1.2, 6.1, 0.67, 0.30]
     np.testing.assert_allclose(shares, published, rtol=0.3)
+
+
+def test_a_drive_is_held_out(tmp_path: Path) -> None:
+    for drive, count in (("0001TP", 2), ("0006R0", 3)):
+        for number in range(count):
+            image, mask = draw_scene(7, number, 48, 64)
+            for folder, pixels in (("train", image), ("trainannot", mask)):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                Image.fromarray(pixels).save(tmp_path / folder / f"{drive}_{number:06d}.png")
+    train, val = (CamVid(tmp_path, split, "0006R0") for split in ("train", "val"))
+    assert [sample.name[:6] for sample in train] == ["0001TP"] * 2
+    assert [sample.name[:6] for sample in val] == ["0006R0"] * 3
+    with pytest.raises(DataError, match=r"--data.holdout 9 is no drive of .*choose one of 0001TP, 0006R0"):
+        CamVid(tmp_path, "train", "9")
+    with pytest.raises(ConfigError, match="applies to camvid only"):
+        open_source("streets", None, "train", holdout="0001TP")

@@ -21,6 +21,7 @@ class SegmentationDataModule(L.LightningDataModule):
         root: folder of the data set (default: data/<dataset>; `streets` needs none).
         folder: how `folder` is read.
         image_size: height and width of the scenes of `streets`, such as [240,320] (default [360,480]).
+        holdout: drive of `camvid` to train without and to validate on: 0001TP, 0006R0 or 0016E5.
         augmentation: `paper`: random crop and flip; `strong`: also scale, colour, gamma, blur and noise; `none`.
         crop_size: height and width of the training crops; none trains on whole images (at their own scale), as does
             the augmentation `none`.
@@ -36,6 +37,7 @@ class SegmentationDataModule(L.LightningDataModule):
         root: Path | None = None,
         folder: FolderOptions = FolderOptions(),  # noqa: B008  # so that --help shows its options
         image_size: tuple[int, int] | None = None,
+        holdout: str | None = None,
         augmentation: Augmentation = "strong",
         crop_size: int | None = 224,
         batch_size: int = 4,
@@ -51,7 +53,7 @@ class SegmentationDataModule(L.LightningDataModule):
         if crop_size is not None and crop_size < 32:
             raise ConfigError(f"--data.crop_size {crop_size} is too small; networks here need at least 32")
         self.dataset: DatasetName = dataset
-        self.root, self.folder, self.image_size = root, folder, image_size
+        self.root, self.folder, self.image_size, self.holdout = root, folder, image_size, holdout
         self.augmentation: Augmentation = augmentation
         self.crop_size, self.batch_size, self.eval_batch_size = crop_size, batch_size, eval_batch_size
         self.workers, self.seed = workers, seed
@@ -72,6 +74,8 @@ class SegmentationDataModule(L.LightningDataModule):
     @property
     def test_split(self) -> Split:
         """The split that final weights are evaluated on: test if there is one, else val."""
+        if self.holdout is not None:
+            return "val"
         return "test" if has_test_split(self.dataset, self.root, self.folder) else "val"
 
     def setup(self, stage: str) -> None:
@@ -93,7 +97,7 @@ class SegmentationDataModule(L.LightningDataModule):
             self.test_set = SegmentationDataset(self._open(self.test_split))
 
     def _open(self, split: str) -> Source:
-        return open_source(self.dataset, self.root, split, self.image_size, self.folder)
+        return open_source(self.dataset, self.root, split, self.image_size, self.folder, self.holdout)
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Return shuffled, augmented batches."""

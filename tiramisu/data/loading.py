@@ -32,6 +32,7 @@ def open_source(
     split: str,
     image_size: tuple[int, int] | None = None,
     folder: FolderOptions | None = None,
+    holdout: str | None = None,
 ) -> Source:
     """Open a split of a data set.
 
@@ -41,6 +42,7 @@ def open_source(
         split: name of the split.
         image_size: height and width of the scenes of `streets`.
         folder: how to read `folder`.
+        holdout: drive of `camvid` to validate on.
 
     Raises:
         ConfigError: a needed option is missing or does not apply.
@@ -48,6 +50,8 @@ def open_source(
     """
     if dataset not in DATASETS:
         raise ConfigError(f"there is no data set {dataset}; choose one of {', '.join(DATASETS)}")
+    if holdout is not None and dataset != "camvid":
+        raise ConfigError(f"--data.holdout applies to camvid only; for {dataset} choose other splits")
     if dataset == "streets":
         if image_size is not None and min(image_size) < MIN_SIZE:
             raise ConfigError(f"--data.image_size {list(image_size)} is too small; use at least {MIN_SIZE}")
@@ -56,7 +60,7 @@ def open_source(
         raise ConfigError(f"--data.image_size applies to streets only; {dataset} images keep their size")
     if dataset == "folder":
         return Folder(open_folder(folder_root(root), folder or FolderOptions()), split)
-    return CamVid(root or default_root(dataset), split)
+    return CamVid(root or default_root(dataset), split, holdout)
 
 
 def read_labels(dataset: DatasetName, root: Path | None, folder: FolderOptions | None = None) -> LabelSet:
