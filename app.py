@@ -1,6 +1,5 @@
 """The app: `streamlit run app.py`. Layout and state only; what it shows comes from tiramisu.demo."""
 
-import functools
 import io
 import os
 import re
@@ -17,6 +16,7 @@ from tiramisu.allocator import limit_arenas
 from tiramisu.data.streets import draw_scene
 from tiramisu.demo import viewer
 from tiramisu.demo.assessment import assess, find_partner, read_truth
+from tiramisu.demo.charts import AREA_CHART, areas_over_time
 from tiramisu.demo.clips import ClipProgress, segment_clip
 from tiramisu.demo.gallery import Disk, Gallery, Picture, Result, Setup, sweep
 from tiramisu.demo.limits import LIMITS
@@ -35,25 +35,13 @@ RUNS = Path(os.environ.get("TIRAMISU_RUNS", "runs"))
 SAMPLES = 4
 SAMPLE_SEED, SAMPLE_SIZE = 2024, (240, 320)
 STEP_SECONDS = 0.7  # after which new results are shown
+LOOK_SECONDS = 0.05  # between two looks at how far an image is
 SOURCES = ("Photos", "Camera", "Video")
-AREA_CHART = {
-    "mark": {"type": "bar", "cornerRadiusEnd": 2, "stroke": "gray", "strokeWidth": 0.5},
-    "encoding": {
-        "x": {"field": "Area (%)", "type": "quantitative"},
-        "y": {"field": "Class", "type": "nominal", "sort": None, "title": None},
-        "color": {"field": "Colour", "type": "nominal", "scale": None},
-    },
-}
-AREAS_OVER_TIME = {
-    "mark": {"type": "line", "strokeWidth": 2.5},
-    "encoding": {
-        "x": {"field": "Seconds", "type": "quantitative"},
-        "y": {"field": "Area (%)", "type": "quantitative"},
-        "color": {"field": "Colour", "type": "nominal", "scale": None},
-        "detail": {"field": "Class"},
-        "tooltip": [{"field": "Class"}, {"field": "Seconds"}, {"field": "Area (%)", "format": ".1f"}],
-    },
-}
+# Streamlit leaves a hand's breadth above the page; a long heading needs less height in smaller type.
+STYLE = """<style>
+.stMainBlockContainer { padding-top: 3rem; }
+h1 { font-size: clamp(1.3rem, 2.4vw, 1.9rem) !important; }
+</style>"""
 ENGINES: dict[EngineName, str] = {
     "auto": "Fastest", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "torch": "PyTorch",
 }  # fmt: skip
@@ -147,7 +135,8 @@ def settings_part(models: list[Model]) -> tuple[Service, Setup, LabelSet]:
         )  # fmt: skip
         dropout = st.toggle(
             "Uncertainty by MC-dropout", key="dropout", bind="query-params", disabled=not model.can_drop,
-            help="Eight passes with dropout instead of one without, in PyTorch. Shows what the network has not learned."
+            help="Eight passes with dropout in PyTorch instead of one without, which take eight times as long or more. "
+            "Shows what the network has not learned."
             if model.can_drop else "This model was trained without dropout.",
         )  # fmt: skip
         safe = st.toggle("Colour-blind-safe colours", key="safe", bind="query-params")
@@ -158,7 +147,7 @@ def settings_part(models: list[Model]) -> tuple[Service, Setup, LabelSet]:
     changed = max(file.stat().st_mtime for file in model.path.iterdir())
     service, weights = load_service(str(model.path), engine, changed)
     with st.sidebar:
-        small(f"Runs with {service.description}.")
+        small(f"Runs with {service.description}. {model.warning}")
     labels = with_safe_colors(service.labels) if safe else service.labels
     return service, Setup(weights, engine, options), labels
 
@@ -193,12 +182,8 @@ def training_progress() -> None:
     st.button("Train a small model", on_click=start)
 
 
-def photos_part(before: set[str]) -> list[Picture]:
-    """Let the visitor bring images; return them all.
-
-    Args:
-        before: the uploads that were listed here a moment ago; empty where something else was shown.
-    """
+def photos_part() -> list[Picture]:
+    """Let the visitor bring images; return them all."""
     files = st.file_uploader(
         "Drop images here", accept_multiple_files=True, key="files", max_upload_size=LIMITS.image_mib,
         help="JPEG, PNG, WebP, TIFF, AVIF, BMP, GIF and more, of any size up to "
@@ -207,7 +192,7 @@ def photos_part(before: set[str]) -> list[Picture]:
     pictures = [picture for file in files if (picture := bring(file.file_id, file.name, file))]
     listed = {file.file_id for file in files}
     known = state("brought", {})
-    for file_id in before - listed:  # taken away by the visitor
+    for file_id in state("listed", set()) - listed:  # taken away by the visitor
         key = known.pop(file_id, None)
         if key is not None and key not in known.values():
             forget(key)
@@ -264,7 +249,7 @@ def samples_part(expanded: bool) -> list[Picture]:
 
 def camera_part() -> list[Picture]:
     """Let the visitor take photos; return them all."""
-    photo = st.camera_input("Take a photo", key="camera", resolution="720p")
+    photo = st.camera_input("Take a photo", key=f"camera{state('cameras', 0)}", resolution="720p")
     taken: dict[str, str] = state("taken", {})
     if photo is not None and photo.file_id not in taken:
         try:
@@ -275,12 +260,16 @@ def camera_part() -> list[Picture]:
     if pictures and st.button(f"Remove {len(pictures)} photos" if len(pictures) > 1 else "Remove the photo"):
         for picture in pictures:
             forget(picture.key)
+        st.session_state.cameras += 1  # an empty one in its place
         st.rerun()
     return pictures
 
 
 def segment_next(pending: list[Picture], total: int, service: Service, setup: Setup) -> None:
-    """Segment images for a moment, then show them; clicking anything interrupts."""
+    """Segment images beside this page, and show how far they are until something is new.
+
+    Clicking on anything runs the page again, while the work goes on; other settings, Cancel and removal end it.
+    """
     keys = frozenset(picture.key for picture in pending)
     cancelled = state("cancelled", frozenset()) & keys
     if cancelled:
@@ -288,6 +277,7 @@ def segment_next(pending: list[Picture], total: int, service: Service, setup: Se
         st.button("Go on", on_click=lambda: st.session_state.update(cancelled=frozenset()))
     pending = [picture for picture in pending if picture.key not in cancelled]
     if not pending:
+        gallery().stop()
         return
     bar, button = st.columns([5, 1], vertical_alignment="center")
     button.button("Cancel", key="cancel", on_click=lambda: st.session_state.update(cancelled=keys))
@@ -295,12 +285,12 @@ def segment_next(pending: list[Picture], total: int, service: Service, setup: Se
     start = time.monotonic()
     for position, picture in enumerate(pending):
         done = total - len(pending) + position
-        tell = functools.partial(show_step, progress, f"{done + 1} of {total}: {plain(picture.name)}", done, total)
-        tell(Step(0))
-        try:
-            gallery().analyse(picture, service, setup, tell)
-        except TiramisuError as error:
-            st.warning(plain(str(error)))
+        work = gallery().begin(picture, service, setup)
+        while work.running:
+            show_step(progress, f"{done + 1} of {total}: {plain(picture.name)}", done, total, work.step)
+            work.wait(LOOK_SECONDS)
+        if work.error is not None:
+            st.warning(plain(str(work.error)))
             st.button("Try again")
             return
         if done == 0 or time.monotonic() - start > STEP_SECONDS:
@@ -309,10 +299,10 @@ def segment_next(pending: list[Picture], total: int, service: Service, setup: Se
 
 
 def show_step(bar: DeltaGenerator, what: str, done: int, total: int, step: Step) -> None:
-    """Show where an image stands; here Streamlit ends the run of a page whose visitor has clicked on something."""
+    """Show where an image stands."""
     others = "1 other" if step.ahead == 1 else f"{step.ahead} others"
     text = f"Waiting for {others}" if step.ahead else "Segmenting"
-    bar.progress((done + step.share) / total, f"{text}: {what}")
+    bar.progress(min((done + step.share) / total, 1.0), f"{text}: {what}")
 
 
 def table_part(results: list[Result], safe: bool) -> Result:
@@ -320,38 +310,46 @@ def table_part(results: list[Result], safe: bool) -> Result:
     ordered = sorted(results, key=doubt, reverse=True)
     if len(ordered) == 1:
         return ordered[0]
-    verdicts = known_verdicts(ordered[0].setup)
+    order = [result.picture.key for result in ordered]
+    wanted = st.query_params.get("image", "")  # part of the address, so that the view can be shared
+    shown = next((result for result in ordered if result.picture.name == wanted), ordered[0])
+    verdicts = known_verdicts(shown.setup)
     rows = [
         {
+            "Shown": "●" if result is shown else "",
             "Overlay": result.thumbnails[safe],
             "Image": result.picture.name,
             "Uncertainty": 100 * doubt(result),
-            "Verdict": verdicts.get(result.picture.key, ""),
+            "Verdict": verdicts.get(result.picture.key) or "",
             **{name: 100 * share for name, share in result.areas.items()},
         }
         for result in ordered
     ]
     share = st.column_config.NumberColumn(format="%.1f %%")
-    order = [result.picture.key for result in ordered]
 
     def choose() -> None:
-        rows = st.session_state.table["selection"]["rows"]
-        if rows:
-            st.session_state.shown = order[rows[0]]
+        selection = st.session_state.table["selection"]
+        row = next(iter([*selection["rows"], *(cell[0] for cell in selection["cells"])]), None)
+        if row is not None:
+            st.query_params["image"] = gallery().pictures[order[row]].name
 
     st.dataframe(
         rows, hide_index=True, row_height=56, height=min(36 + 56 * len(rows), 330), key="table",
-        on_select=choose, selection_mode="single-row", alt="Results: areas and uncertainty of every image",
+        on_select=choose, selection_mode=["single-row", "single-cell"],
+        alt="Results: areas and uncertainty of every image",
         column_config={
+            "Shown": st.column_config.TextColumn(width=40, label=""),
             "Overlay": st.column_config.ImageColumn(width="small"),
-            "Uncertainty": st.column_config.ProgressColumn(format="%.1f %%", min_value=0, max_value=100),
+            "Uncertainty": st.column_config.ProgressColumn(
+                format="%.1f %%", min_value=0, max_value=100,
+                help="What the probabilities of the classes shown lack to 100 %, or with MC-dropout how much its "
+                "passes disagree; mean over the pixels.",
+            ),
             **dict.fromkeys(ordered[0].labels.names, share),
         },
     )  # fmt: skip
-    small("Most uncertain first: worth labelling next. Click a row to look at it, a column to sort.")
-    if state("shown", None) not in order:
-        st.session_state.shown = order[0]
-    return ordered[order.index(st.session_state.shown)]
+    small("Most uncertain first: worth labelling next. Click a row to look at it, a column's head to sort.")
+    return shown
 
 
 @st.fragment
@@ -378,13 +376,12 @@ def keep_settings(labels: LabelSet) -> None:
 
 def facts_part(result: Result, service: Service, labels: LabelSet) -> None:
     """Show what is known about a result, and ask what the visitor thinks of it."""
-    left, right = st.columns(2)
-    left.metric("Time", f"{1000 * result.seconds:.0f} ms")
-    right.metric("Confidence", f"{100 * result.confidence:.0f} %", help="Mean probability of the classes shown.")
-    small(
-        f"{result.width} x {result.height} pixels · {service.description}"
-        + (f" · {result.note}" if result.note else "")
-    )
+    seconds = f"{result.seconds:.1f} s" if result.seconds >= 1 else f"{1000 * result.seconds:.0f} ms"
+    st.markdown(f"**{seconds}** · mean probability **{100 * result.confidence:.0f} %**")
+    notes = [f"{result.width} x {result.height} pixels", service.description, result.note]
+    if max(result.width, result.height) > LIMITS.display_side:
+        notes.append(f"shown at {LIMITS.display_side} pixels, whole in the ZIP")
+    small(" · ".join(note for note in notes if note))
     verdicts = known_verdicts(result.setup)
     key = result.picture.key
     verdict = st.segmented_control(
@@ -440,36 +437,47 @@ def downloads_part(results: list[Result], labels: LabelSet) -> None:
     )  # fmt: skip
 
 
-def assessment_part(result: Result, labels: LabelSet) -> None:
-    """Compare a result with its true mask, where the visitor has it."""
-    with st.expander("Measure it: compare with a true mask"):
+def assessment_part(result: Result, results: list[Result], labels: LabelSet) -> None:
+    """Compare results with their true masks, where the visitor has them."""
+    with st.expander("Measure it: compare with true masks"):
         files = st.file_uploader(
             "Masks of class indices (PNG), named like their images", accept_multiple_files=True, key="masks",
             max_upload_size=LIMITS.image_mib,
         )  # fmt: skip
         by_name = {file.name: file for file in files}
-        partner = find_partner(result.picture.name, list(by_name))
-        if partner is None:
-            if files:
-                st.info(f"None of these masks is named like {plain(result.picture.name)}.")
+        pairs: dict[str, tuple[Any, Any]] = {}
+        for each in results:
+            partner = find_partner(each.picture.name, list(by_name))
+            if partner is not None:
+                try:
+                    truth = read_truth(gallery(), partner, by_name[partner].getvalue(), each)
+                    pairs[each.picture.key] = each.read("mask"), truth
+                except TiramisuError as error:
+                    st.error(plain(str(error)))
+        if not pairs:
+            if files and not any(find_partner(each.picture.name, list(by_name)) for each in results):
+                st.info(
+                    "None of these masks is named like an image here: street.png or street_mask.png for street.jpg."
+                )
             return
-        try:
-            truth = read_truth(gallery(), partner, by_name[partner].getvalue(), result)
-        except TiramisuError as error:
-            st.error(plain(str(error)))
-            return
-        prediction = result.read("mask")
-        scores = assess(prediction, truth, result)
         left, right = st.columns([2, 1])
-        left.image(error_map(prediction, truth, labels), width="stretch", alt=f"Errors in {result.picture.name}")
-        with left:
-            small("Right pixels grey, wrong ones in the colour of the true class, void black.")
+        if result.picture.key in pairs:
+            prediction, truth = pairs[result.picture.key]
+            left.image(error_map(prediction, truth, labels), width="stretch", alt=f"Errors in {result.picture.name}")
+            with left:
+                small("Right pixels grey, wrong ones in the colour of the true class, void black.")
+        else:
+            left.info(f"There is no mask for {plain(result.picture.name)}.")
+        scores = assess(pairs.values(), labels)
+        with right:
+            small(f"{len(pairs)} images, all pixels together" if len(pairs) > 1 else "This image")
         right.metric("mIoU", f"{100 * scores.mean_iou:.1f} %")
         right.metric("Pixel accuracy", f"{100 * scores.accuracy:.1f} %")
         known = [(name, iou) for name, iou in zip(labels.names, scores.iou, strict=True) if iou == iou]
         right.dataframe(
-            {"Class": [name for name, _ in known], "IoU (%)": [round(100 * iou, 1) for _, iou in known]},
-            hide_index=True, alt="IoU of each class",
+            {"Class": [name for name, _ in known], "IoU (%)": [100 * iou for _, iou in known]}, hide_index=True,
+            height="content", alt="IoU of each class",
+            column_config={"IoU (%)": st.column_config.NumberColumn(format="%.1f")},
         )  # fmt: skip
 
 
@@ -479,44 +487,56 @@ def video_part(service: Service, setup: Setup, labels: LabelSet) -> None:
         "Drop a video here", ["mp4", "avi", "mov", "webm", "mkv"], key="video", max_upload_size=LIMITS.video_mib,
         help=f"The first {LIMITS.frames} frames are segmented.",
     )  # fmt: skip
-    if file is None:
-        st.session_state.pop("clip", None)
+    known = state("clip", None)  # outlives a look at another source, which makes the uploader forget its file
+    wanted = (file.file_id, setup, labels) if file is not None else None
+    if file is not None and (known is None or known[0] != wanted):
+        again = known is not None and known[0][0] == file.file_id
+        if st.button("Segment it again with these settings" if again else "Segment the video"):
+            with st.container(key="working"):
+                segment_video_file(file, service, setup, labels)
+        if not again:
+            return
+    if known is None:
         return
-    wanted = file.file_id, setup, labels
-    if state("clip", None) is None or st.session_state.clip[0] != wanted:
-        if not st.button("Segment the video"):
-            return
-        bar = st.progress(0.0, "Reading the video …")
-        st.button("Cancel")  # any click ends the run of this page, and with it the video
-
-        def tell(progress: ClipProgress) -> None:
-            bar.progress(progress.share, f"Frame {progress.frame} of {progress.frames}")
-
-        try:
-            clip = segment_clip(gallery(), service, file.name, file.getbuffer(), labels, setup.options.tta, tell)
-        except TiramisuError as error:
-            st.error(plain(str(error)))
-            return
-        st.session_state.clip = (wanted, clip)
-        st.rerun()
-    clip = st.session_state.clip[1]
+    clip = known[1]
     left, right = st.columns([3, 1.2], gap="medium")
     left.video(clip.video)
     with right:
         small(clip.note)
-        st.vega_lite_chart(clip.areas, AREAS_OVER_TIME, width="stretch", alt="Area of each class over time")
+        st.vega_lite_chart(
+            clip.areas, areas_over_time(labels, clip.areas), width="stretch", alt="Area of each class over time"
+        )
         st.download_button(
             "Overlay video", clip.video, "overlay.webm", "video/webm", on_click="ignore", width="stretch"
         )
         st.download_button("Areas (CSV)", clip.table, "areas.csv", "text/csv", on_click="ignore", width="stretch")
 
 
+def segment_video_file(file: Any, service: Service, setup: Setup, labels: LabelSet) -> None:
+    """Segment a video with progress; a click on anything ends it."""
+    place = st.empty()
+    with place.container():
+        bar = st.progress(0.0, "Reading the video …")
+        st.button("Cancel")  # any click ends the run of this page, and with it the video
+
+    def tell(progress: ClipProgress) -> None:
+        bar.progress(progress.share, f"Frame {progress.frame} of {progress.frames}")
+
+    try:
+        clip = segment_clip(gallery(), service, file.name, file.getbuffer(), labels, setup.options.tta, tell)
+    except TiramisuError as error:
+        place.empty()
+        st.error(plain(str(error)))
+        return
+    st.session_state.clip = ((file.file_id, setup, labels), clip)
+    st.rerun()
+
+
 def main() -> None:
     """Lay out the page."""
     st.set_page_config("Tiramisu: semantic segmentation", "🍰", layout="wide")
-    st.title("Tiramisu")
-    st.markdown("Drop a photo; see what the network sees in every pixel.")
-    before = st.session_state.pop("listed", set())  # an uploader that is not shown forgets its files; we do not
+    st.html(STYLE)
+    st.title("Tiramisu: drop a photo, see what the network sees in every pixel")
     models = find_models(RUNS)
     if not models:
         training_part()
@@ -530,18 +550,20 @@ def main() -> None:
         "Source", SOURCES, default=SOURCES[0], required=True, key="source", label_visibility="collapsed",
         bind="query-params",
     )  # fmt: skip
+    if source != SOURCES[0]:
+        st.session_state.listed = set()  # an uploader that is not shown forgets its files; we do not
     if source == "Video":
         video_part(service, setup, labels)
         return
-    pictures = camera_part() if source == "Camera" else photos_part(before)
+    pictures = camera_part() if source == "Camera" else photos_part()
     pictures = list({picture.key: picture for picture in pictures}.values())
     found = [(picture, gallery().find(picture, setup)) for picture in pictures]
     results = [result for _, result in found if result is not None and not result.error]
     # Containers hold the viewer's place on the page, so that it keeps its zoom when lines appear above it.
     troubles, waiting, table, output = (st.container() for _ in range(4))
-    for _, result in found:
-        if result is not None and result.error:
-            troubles.error(plain(result.error))
+    refused = [result.error for _, result in found if result is not None and result.error]
+    if refused:
+        troubles.error("\n\n".join(plain(reason) for reason in refused))
     if results:
         with table:
             result = table_part(results, labels is not service.labels)
@@ -552,11 +574,13 @@ def main() -> None:
         with right:
             facts_part(result, service, labels)
         downloads_part([result for _, result in found if result is not None], labels)
-        assessment_part(result, labels)
+        assessment_part(result, results, labels)
     pending = [picture for picture, result in found if result is None]
     if pending:
         with waiting:
             segment_next(pending, len(pictures), service, setup)
+    else:
+        gallery().stop()
 
 
 main()

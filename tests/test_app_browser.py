@@ -306,6 +306,12 @@ def test_many_images_and_the_camera(page: Page) -> None:
     expect(page.get_by_text("Most uncertain first")).to_be_visible(timeout=60_000)
     page.wait_for_timeout(1500)
     page.screenshot(path=SCREENSHOTS / "many.png")
+    first = page.get_by_role("heading", level=3).inner_text()
+    table = page.locator("[data-testid='stDataFrame'] canvas").first.bounding_box()
+    assert table is not None
+    page.mouse.click(table["x"] + 200, table["y"] + 36 + 56 * 2.5)  # anywhere in the third row
+    expect(page.get_by_role("heading", level=3)).not_to_have_text(first)
+    page.wait_for_url("**image=street**")
     page.get_by_role("button", name="Camera").or_(page.get_by_role("radio", name="Camera")).first.click()
     page.wait_for_function("document.querySelector('video')?.readyState >= 2")
     page.get_by_role("button", name="Take Photo").click()

@@ -141,9 +141,9 @@ def match(walk: Walk, images: Sequence[str], masks: Sequence[str], bases: tuple[
     by_stem: dict[str, str | None] = {}
     for mask in masks:
         stem = _stem(_below(mask, bases[1]))
-        for key in {stem, _without_ending(stem)}:
+        for key in {stem, without_ending(stem)}:
             by_path[key] = None if by_path.get(key, mask) != mask else mask
-        name = _without_ending(PurePosixPath(stem).name)
+        name = without_ending(PurePosixPath(stem).name)
         by_stem[name] = None if name in by_stem else mask
     pairs, lonely, used = [], [], set()
     for image in images:
@@ -166,7 +166,8 @@ def _stem(path: str) -> str:
     return path.rpartition(".")[0]  # PurePath would take seconds for a hundred thousand
 
 
-def _without_ending(stem: str) -> str:
+def without_ending(stem: str) -> str:
+    """Return the stem of a mask's file without what people add to the image's, such as _mask."""
     return next((stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending)), stem)
 
 

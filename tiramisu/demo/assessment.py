@@ -1,6 +1,7 @@
 """How well a picture was segmented, where the visitor has its true mask."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tiramisu.data.layouts import without_ending
 from tiramisu.data.source import read_mask
 from tiramisu.demo.gallery import Gallery, Result
 from tiramisu.errors import DataError, ImageError
+from tiramisu.labels import LabelSet
 from tiramisu.metrics import Scores, confusion_matrix, scores_from_confusion
 
 UInt8Array = NDArray[np.uint8]
@@ -45,13 +48,21 @@ def read_truth(gallery: Gallery, name: str, data: bytes, result: Result) -> UInt
 
 
 def find_partner(picture: str, masks: list[str]) -> str | None:
-    """Return the mask that belongs to a picture: the one of the same stem."""
+    """Return the mask that belongs to a picture: the one of the same name, or with an ending such as _mask."""
     stem = Path(picture).stem.casefold()
-    return next((mask for mask in masks if Path(mask).stem.casefold() == stem), None)
+    return next((mask for mask in masks if Path(mask).stem.casefold() == stem), None) or next(
+        (mask for mask in masks if without_ending(Path(mask).stem).casefold() == stem), None
+    )
 
 
-def assess(prediction: UInt8Array, truth: UInt8Array, result: Result) -> Scores:
-    """Compare a mask with the truth, void excluded."""
-    matrix = confusion_matrix(result.labels)
-    matrix.update(torch.from_numpy(prediction.astype(np.int64))[None], torch.from_numpy(truth.astype(np.int64))[None])
+def assess(pairs: Iterable[tuple[UInt8Array, UInt8Array]], labels: LabelSet) -> Scores:
+    """Compare masks with the truth, void excluded, pixels of all images together.
+
+    Args:
+        pairs: predicted and true mask of each image.
+        labels: the classes.
+    """
+    matrix = confusion_matrix(labels)
+    for prediction, truth in pairs:
+        matrix.update(*(torch.from_numpy(mask.astype(np.int64))[None] for mask in (prediction, truth)))
     return scores_from_confusion(matrix.compute())

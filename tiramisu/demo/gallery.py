@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tiramisu.demo.limits import LIMITS, MIB, Limits
-from tiramisu.demo.service import Service, Tell, keep_quiet
-from tiramisu.errors import ImageError
-from tiramisu.images import DecodedImage, decode_image
+from tiramisu.demo.service import Service, Step, Tell, keep_quiet
+from tiramisu.errors import ImageError, TiramisuError
+from tiramisu.images import DecodedImage, count_pixels, decode_image
 from tiramisu.inference.segmenter import Options, Segmentation, count_classes
 from tiramisu.labels import LabelSet
 from tiramisu.visualize import data_url, overlay, with_safe_colors
@@ -129,6 +129,60 @@ class Disk:
             self.free += size
 
 
+class CancelledError(Exception):
+    """Ends the work on an image that nobody wants any more."""
+
+
+class Work:
+    """An image at work in a thread of its own, so that clicking on something else does not begin it again.
+
+    Args:
+        gallery: of the picture.
+        picture: to segment.
+        service: segments it.
+        setup: the options, and what else the result depends on.
+
+    Attributes:
+        step: how far it is.
+        error: why it ended without a result; it can be tried again.
+    """
+
+    def __init__(self, gallery: "Gallery", picture: Picture, service: Service, setup: Setup) -> None:
+        self.picture, self.setup = picture, setup
+        self.step = Step(0)
+        self.error: TiramisuError | None = None
+        self._gallery, self._service = gallery, service
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Tell whether it is not done yet."""
+        return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is done, but not for long."""
+        self._thread.join(seconds)
+
+    def cancel(self) -> None:
+        """End it soon, and forget it."""
+        self._cancelled.set()
+
+    def _tell(self, step: Step) -> None:
+        self.step = step
+        if self._cancelled.is_set():
+            raise CancelledError
+
+    def _run(self) -> None:
+        try:
+            self._gallery.analyse(self.picture, self._service, self.setup, self._tell)
+        except CancelledError:
+            pass
+        except TiramisuError as error:
+            self.error = error
+
+
 class Gallery:
     """Keeps the pictures of one visitor and their results on disk, within limits; nothing of it is shared.
 
@@ -146,9 +200,26 @@ class Gallery:
         self._results: OrderedDict[tuple[str, Setup], Result] = OrderedDict()
         self._sizes: dict[Path, int] = {}  # in bytes, of files of pictures and folders of results
         self._made = 0
+        self._work: Work | None = None
+        self._lock = threading.RLock()  # of the tables: work goes on beside the page
+
+    def begin(self, picture: Picture, service: Service, setup: Setup) -> Work:
+        """Begin to segment a picture, or return the work on it; work on anything else is cancelled."""
+        work = self._work
+        if work is None or (work.picture, work.setup) != (picture, setup) or not work.running:
+            self.stop()
+            work = self._work = Work(self, picture, service, setup)
+        return work
+
+    def stop(self) -> None:
+        """Cancel what is at work."""
+        if self._work is not None:
+            self._work.cancel()
+            self._work = None
 
     def close(self) -> None:
         """Remove everything; it also goes when the gallery is no longer used."""
+        self.stop()
         self._temporary.cleanup()
         for path in list(self._sizes):
             self._release(path)
@@ -178,13 +249,16 @@ class Gallery:
 
     def remove(self, key: str) -> None:
         """Forget a picture and its results."""
-        picture = self.pictures.pop(key, None)
-        if picture is None:
-            return
-        picture.path.unlink()
-        self._release(picture.path)
-        for known in [known for known in self._results if known[0] == key]:
-            self._forget(known)
+        if self._work is not None and self._work.picture.key == key:
+            self.stop()
+        with self._lock:
+            picture = self.pictures.pop(key, None)
+            if picture is None:
+                return
+            picture.path.unlink()
+            self._release(picture.path)
+            for known in [known for known in self._results if known[0] == key]:
+                self._forget(known)
 
     def _reserve(self, path: Path, size: int, name: str, spare: Setup | None = None) -> None:
         """Reserve room for a file or folder; where there is none, old results of other setups than `spare` go.
@@ -192,17 +266,18 @@ class Gallery:
         Raises:
             ImageError: there is none.
         """
-        old = [known for known in self._results if known[1] != spare]
         limit = self.limits.session_mib * MIB
-        while sum(self._sizes.values()) + size > limit and old:
-            self._forget(old.pop(0))
-        if sum(self._sizes.values()) + size > limit:
-            raise ImageError(
-                f"{name}: {self.limits.session_mib} MiB are enough for one visit; remove some images first"
-            )
-        if not self.disk.take(size):
-            raise ImageError(f"{name}: this server is full right now; try again later")
-        self._sizes[path] = size
+        with self._lock:
+            old = [known for known in self._results if known[1] != spare]
+            while sum(self._sizes.values()) + size > limit and old:
+                self._forget(old.pop(0))
+            if sum(self._sizes.values()) + size > limit:
+                raise ImageError(
+                    f"{name}: {self.limits.session_mib} MiB are enough for one visit; remove some images first"
+                )
+            if not self.disk.take(size):
+                raise ImageError(f"{name}: this server is full right now; try again later")
+            self._sizes[path] = size
 
     def _release(self, path: Path) -> None:
         self.disk.give(self._sizes.pop(path, 0))
@@ -218,6 +293,10 @@ class Gallery:
         Raises:
             ImageError: it is none, damaged, or too large.
         """
+        pixels = count_pixels(picture.path)
+        if pixels > self.limits.pixels:
+            raise ImageError(f"{picture.name}: {pixels / 1e6:.0f} megapixels are more than the limit of "
+                             f"{self.limits.pixels / 1e6:g}; make it smaller")  # fmt: skip
         return decode_image(picture.path, self.limits.pixels, picture.name)
 
     def find(self, picture: Picture, setup: Setup) -> Result | None:
@@ -287,9 +366,14 @@ class Gallery:
         )
 
     def _keep(self, result: Result) -> Result:
-        self._results[result.picture.key, result.setup] = result
-        while len(self._results) > self.limits.results:
-            self._forget(next(iter(self._results)))
+        with self._lock:
+            if result.picture.key not in self.pictures:  # it was removed meanwhile
+                shutil.rmtree(result.folder, ignore_errors=True)
+                self._release(result.folder)
+                return result
+            self._results[result.picture.key, result.setup] = result
+            while len(self._results) > self.limits.results:
+                self._forget(next(iter(self._results)))
         return result
 
 

@@ -20,6 +20,7 @@ class Limits:
         session_mib: size of all image files and results of a visitor.
         server_mib: of all visitors together.
         results: of a visitor that are kept; the oldest go first.
+        package_mib: size of the photos that go into the ZIP file of results; it is made in memory.
         video_mib: size of a video file.
         frames: of a video that are segmented.
         at_once: images that are at work, of all visitors together; each may take half a gigabyte.
@@ -35,6 +36,7 @@ class Limits:
     session_mib: int = 1000
     server_mib: int = 10_000
     results: int = 900
+    package_mib: int = 100
     video_mib: int = 200
     frames: int = 900
     at_once: int = 4

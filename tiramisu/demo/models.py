@@ -29,6 +29,13 @@ class Model:
         return self.name if score is None else f"{self.name} · {100 * score:.1f} mIoU"
 
     @property
+    def warning(self) -> str:
+        """Return what a visitor must know before judging it; mostly empty."""
+        if self.protocol.get("dataset") == "streets":
+            return "This model has seen drawn street scenes only: expect little of it on photos."
+        return ""
+
+    @property
     def can_drop(self) -> bool:
         """Tell whether it was trained with dropout, which mc-dropout needs."""
         return bool(self.protocol.get("dropout"))
@@ -45,7 +52,7 @@ class Model:
             "Network": self.protocol.get("network"),
             "Recipe": self.protocol.get("recipe"),
             "Epochs": self.protocol.get("epochs"),
-            "Resolution": f"{resolution[0]} x {resolution[1]}" if resolution else None,
+            "Resolution": f"{resolution[1]} x {resolution[0]}" if resolution else None,
             "Batch norm": self.protocol.get("batch_norm"),
             "Precision": self.protocol.get("precision"),
             "Date": self.protocol.get("date"),
@@ -71,7 +78,9 @@ def _read(name: str, folder: Path) -> Model | None:
         protocol = dict(config.get("protocol") or {})
         network = str(config["architecture"])
         if network == "FCDenseNet" and config.get("variant"):
-            network += str(config["variant"])
+            changed = config.get("layers_per_block") or config.get("growth_rate")
+            network += " of its own layers" if changed else str(config["variant"])
+            network += ", at half resolution" if config.get("stem_stride") == 2 else ""
         if config.get("in_channels", 3) != 3:
             return None  # the app is for photos
         model = Model(name, folder, {"network": network, "dropout": config.get("dropout"), **protocol})

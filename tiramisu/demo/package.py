@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tiramisu.demo.gallery import Gallery, Result
+from tiramisu.demo.limits import MIB
 from tiramisu.files import distinct
 from tiramisu.inference.folder import blank_record, write_image
 from tiramisu.inference.inputs import Entry
@@ -22,7 +23,7 @@ VERDICTS = ("good", "wrong")
 def write_package(
     gallery: Gallery, results: Sequence[Result], labels: LabelSet, verdicts: Mapping[str, str], path: Path
 ) -> None:
-    """Write index PNGs, overlays, areas.csv, COCO and LabelMe annotations of results into a ZIP file.
+    """Write photos, index PNGs, overlays, areas.csv, COCO and LabelMe annotations of results into a ZIP file.
 
     Args:
         gallery: of the pictures.
@@ -34,6 +35,8 @@ def write_package(
     good = [result for result in results if not result.error]
     uncertain = any(result.uncertainty is not None for result in good)
     wanted = Wanted(overlay="jpg", uncertainty=uncertain, annotations=("coco", "labelme"))
+    size = sum(result.picture.path.stat().st_size for result in good)
+    photos = size <= gallery.limits.package_mib * MIB  # else LabelMe needs them to be put there
     root = path.with_suffix(".files")
     shutil.rmtree(root, ignore_errors=True)
     output = OutputFolder(root, labels, wanted)
@@ -44,14 +47,18 @@ def write_package(
             for result, name in zip(results, names, strict=True):
                 if result.error:
                     continue
-                file_name = Path(result.picture.name).name
-                # As if the image lay beside the results, which is where LabelMe will look for it.
+                # The photo goes along, which is where LabelMe will look for it; masks have names of the same kind.
+                file_name = f"images/{name}{Path(result.picture.name).suffix.lower()}"
                 record = blank_record(output, Entry(root / file_name, name), "")
                 done = write_image(output, record, gallery.decode(result.picture), result.segmentation(labels))
                 journal.write(done._replace(source=file_name))
             output.write_tables(journal, {"images": len(good), "failed": len(results) - len(good)})
             output.end()
-        failures = [(result.picture.name, result.error) for result in results if result.error]
+        failures = [
+            (result.picture.name, result.error.removeprefix(f"{result.picture.name}: "))
+            for result in results
+            if result.error
+        ]
         _write_table(root / "failures.csv", ("image", "reason"), failures)
         marked = [(result.picture.name, verdicts.get(result.picture.key, "")) for result in good]
         _write_table(root / "verdicts.csv", ("image", "verdict"), marked)
@@ -59,6 +66,10 @@ def write_package(
             for file in sorted(root.rglob("*")):
                 if file.is_file() and not file.name.startswith(FILE):
                     archive.write(file, file.relative_to(root))
+            for result, name in zip(results, names, strict=True):
+                if not result.error and photos:
+                    suffix = Path(result.picture.name).suffix.lower()
+                    archive.write(result.picture.path, f"images/{name}{suffix}", zipfile.ZIP_STORED)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

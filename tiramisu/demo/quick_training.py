@@ -74,7 +74,9 @@ class QuickTraining:
         if code is None:
             epochs, score = self._history()
             elapsed = time.time() - self._started
-            text = f"Epoch {min(epochs + 1, self.epochs)} of {self.epochs}, {elapsed:.0f} s"
+            text = f"Epoch {min(epochs + 1, self.epochs)} of {self.epochs}"
+            left = elapsed / epochs * (self.epochs - epochs) if epochs else 0
+            text += f", about {max(1, round(left / 60))} min left" if epochs else f", preparing for {elapsed:.0f} s"
             return Progress(
                 "running", min(epochs / self.epochs, 1.0), text + (f", {100 * score:.0f} mIoU so far" if score else "")
             )

@@ -35,6 +35,8 @@ class Viewer {
     this.views = find(".views");
     this.opacityInput = find(".opacity input");
     this.opacityOutput = find(".opacity output");
+    this.opacityLabel = find(".opacity");
+    this.scale = find(".scale");
     this.splitLabel = find(".split");
     this.splitInput = find(".split input");
     this.settings = null;
@@ -206,6 +208,8 @@ class Viewer {
     this.opacityInput.value = Math.round(100 * opacity);
     this.opacityOutput.textContent = `${Math.round(100 * opacity)} %`;
     this.splitLabel.style.display = view === "compare" ? "" : "none";
+    this.opacityLabel.style.display = ["overlay", "compare", "grid"].includes(view) ? "" : "none";
+    this.scale.style.display = this.uncertainty && ["uncertainty", "grid"].includes(view) ? "" : "none";
     for (const button of this.classes.children) {
       button.setAttribute("aria-pressed", String(!hidden.has(Number(button.dataset.index))));
     }
@@ -327,12 +331,9 @@ class Viewer {
     if (found && position) {
       this.tip.textContent = found.text;
       this.tip.style.setProperty("--swatch", found.color);
-      const right = position[0] > this.canvas.clientWidth * 0.7;
-      const low = position[1] > this.canvas.clientHeight - 50;
-      this.tip.style.left = `${position[0]}px`;
-      this.tip.style.top = `${position[1]}px`;
-      const across = right ? "calc(-100% - 14px)" : "14px";
-      this.tip.style.transform = `translate(${across}, ${low ? "calc(-100% - 14px)" : "14px"})`;
+      const place = (at, size, room) => (at + 14 + size <= room ? at + 14 : Math.max(0, at - 14 - size));
+      this.tip.style.left = `${place(position[0], this.tip.offsetWidth, this.canvas.clientWidth)}px`;
+      this.tip.style.top = `${place(position[1], this.tip.offsetHeight, this.canvas.clientHeight)}px`;
     }
     if (!position) this.status.textContent = found ? found.text : "";
     if (had || this.probe) this.draw();
