@@ -536,7 +536,7 @@ def main() -> None:
     """Lay out the page."""
     st.set_page_config("Tiramisu: semantic segmentation", "🍰", layout="wide")
     st.html(STYLE)
-    st.title("Tiramisu: drop a photo, see what the network sees in every pixel")
+    st.title("Tiramisu: drop a photo, see its classes")
     models = find_models(RUNS)
     if not models:
         training_part()
