@@ -122,6 +122,8 @@ def test_files_of_classes(file: str, text: str, tmp_path: Path) -> None:
         ("- {name: a, color: [1, 1, 1]}\n- {name: b, color: [1, 1, 1]}", "means two classes"),
         ("- {name: a, colour: red}", "colour is not name, color"),
         ("a: {", "no list of classes"),
+        ("a: &a [x, x]\nb: &b [*a, *a]", "is no colour"),
+        ("- &a [x, x]\n- [*a, *a]", "class 0 is neither a name nor a mapping"),
         ("- {color: [1, 2, 3]}", "name"),
     ],
 )

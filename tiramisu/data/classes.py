@@ -163,9 +163,11 @@ def _parse_document(document: Any) -> ClassMap:
         raise ValueError("it holds no list")
     entries = []
     for item in document:
-        if not isinstance(item, dict):
+        if isinstance(item, str | int | float):
             entries.append(ClassEntry(str(item)))
             continue
+        if not isinstance(item, dict):  # not shown: aliases can make a few lines of YAML endless
+            raise ValueError(f"class {len(entries)} is neither a name nor a mapping")
         unknown = item.keys() - {"name", "color", "colors", "value", "values"}
         if unknown:
             raise ValueError(f"{min(unknown)} is not name, color, colors, value or values")
@@ -173,12 +175,18 @@ def _parse_document(document: Any) -> ClassMap:
         given_values = [item["value"]] if "value" in item else item.get("values")
         entries.append(
             ClassEntry(
-                str(item["name"]),
+                _name(item["name"]),
                 [parse_color(color) for color in given_colors],
                 None if given_values is None else [int(value) for value in given_values],
             )
         )
     return build_class_map(entries, ignore)
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str | int | float):
+        raise ValueError("a name is no text")
+    return str(name)
 
 
 def parse_color(color: Any) -> RGB:
@@ -189,9 +197,13 @@ def parse_color(color: Any) -> RGB:
     """
     if isinstance(color, str):
         return ImageColor.getrgb(color)[:3]
-    if not isinstance(color, list | tuple) or len(color) != 3 or not all(0 <= int(part) <= 255 for part in color):
-        raise ValueError(f"{color} is no colour; write it as [128, 64, 128] or '#804080'")
-    red, green, blue = (int(part) for part in color)
+    parts = color if isinstance(color, list | tuple) else []
+    if len(parts) != 3 or not all(isinstance(part, int) and 0 <= part <= 255 for part in parts):
+        shown: Any = color if isinstance(color, int | float) else "this"
+        if isinstance(color, list | tuple) and all(isinstance(part, int) for part in color):
+            shown = list(color)
+        raise ValueError(f"{shown} is no colour; write it as [128, 64, 128] or '#804080'")
+    red, green, blue = parts
     return red, green, blue
 
 
@@ -203,9 +215,9 @@ def _parse_lines(text: str) -> Iterable[ClassEntry]:
         if not cells or (number == 0 and [cell.casefold() for cell in cells[:2]] == ["name", "r"]):
             continue
         if len(cells) >= 4 and all(cell.isdecimal() for cell in cells[:3]):
-            yield ClassEntry(" ".join(cells[3:]), [parse_color(cells[:3])])
+            yield ClassEntry(" ".join(cells[3:]), [parse_color([int(cell) for cell in cells[:3]])])
         elif len(cells) >= 4 and all(cell.isdecimal() for cell in cells[-3:]):
-            yield ClassEntry(" ".join(cells[:-3]), [parse_color(cells[-3:])])
+            yield ClassEntry(" ".join(cells[:-3]), [parse_color([int(cell) for cell in cells[-3:]])])
         else:
             yield ClassEntry(" ".join(cells))
 
