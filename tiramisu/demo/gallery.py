@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import cv2
@@ -134,9 +135,10 @@ class CancelledError(Exception):
 
 
 class Work:
-    """An image at work in a thread of its own, so that clicking on something else does not begin it again.
+    """An image at work beside the page, so that clicking on something else does not begin it again.
 
     Args:
+        worker: the visitor's thread; a new one for each image would spread their memory over the allocator's arenas.
         gallery: of the picture.
         picture: to segment.
         service: segments it.
@@ -147,23 +149,22 @@ class Work:
         error: why it ended without a result; it can be tried again.
     """
 
-    def __init__(self, gallery: "Gallery", picture: Picture, service: Service, setup: Setup) -> None:
+    def __init__(self, worker: Executor, gallery: "Gallery", picture: Picture, service: Service, setup: Setup) -> None:
         self.picture, self.setup = picture, setup
         self.step = Step(0)
         self.error: TiramisuError | None = None
         self._gallery, self._service = gallery, service
         self._cancelled = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._future = worker.submit(self._run)
 
     @property
     def running(self) -> bool:
         """Tell whether it is not done yet."""
-        return self._thread.is_alive()
+        return not self._future.done()
 
     def wait(self, seconds: float) -> None:
         """Wait until it is done, but not for long."""
-        self._thread.join(seconds)
+        wait([self._future], seconds)
 
     def cancel(self) -> None:
         """End it soon, and forget it."""
@@ -176,11 +177,15 @@ class Work:
 
     def _run(self) -> None:
         try:
+            self._tell(Step(0))
             self._gallery.analyse(self.picture, self._service, self.setup, self._tell)
         except CancelledError:
             pass
         except TiramisuError as error:
             self.error = error
+        except Exception:  # in a thread of its own nobody would hear of it, and the page would try for ever
+            logger.exception("%s could not be segmented", self.picture.name)
+            self.error = TiramisuError(f"{self.picture.name} could not be segmented; the server's log says why")
 
 
 class Gallery:
@@ -201,6 +206,7 @@ class Gallery:
         self._sizes: dict[Path, int] = {}  # in bytes, of files of pictures and folders of results
         self._made = 0
         self._work: Work | None = None
+        self._worker = ThreadPoolExecutor(1, "gallery")
         self._lock = threading.RLock()  # of the tables: work goes on beside the page
 
     def begin(self, picture: Picture, service: Service, setup: Setup) -> Work:
@@ -208,7 +214,7 @@ class Gallery:
         work = self._work
         if work is None or (work.picture, work.setup) != (picture, setup) or not work.running:
             self.stop()
-            work = self._work = Work(self, picture, service, setup)
+            work = self._work = Work(self._worker, self, picture, service, setup)
         return work
 
     def stop(self) -> None:
@@ -220,6 +226,7 @@ class Gallery:
     def close(self) -> None:
         """Remove everything; it also goes when the gallery is no longer used."""
         self.stop()
+        self._worker.shutdown(wait=False, cancel_futures=True)
         self._temporary.cleanup()
         for path in list(self._sizes):
             self._release(path)
