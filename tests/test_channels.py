@@ -50,7 +50,7 @@ def test_from_training_to_masks(
     number = int(Path(source[0].name).stem)
     np.testing.assert_array_equal(source[0].image, more_channels(draw(number)[0], channels))
     check_data([
-        str(root), f"--folder.in_channels={channels}", "--measure=false", f"--output={tmp_path / 'report.html'}",
+        str(root), f"--data.folder.in_channels={channels}", "--measure=false", f"--output={tmp_path / 'report.html'}",
     ])  # fmt: skip
     train(train_args("--data.dataset=folder", option, root=root))
     model = tmp_path / "runs" / "tiny" / "version_0" / "model"

@@ -77,11 +77,6 @@ def from_one(root: Path) -> None:
     rewrite(root, lambda values: values + 1)
 
 
-def void_of_255(root: Path) -> None:
-    (root / "classes.yaml").write_text("{classes: [ground, coin, leaf], ignore: 9}")
-    rewrite(root, lambda values: np.where(values == 2, 255, values).astype(np.uint8), range(1, 12))
-
-
 def smoothed(root: Path) -> None:
     def smooth(values: np.ndarray) -> np.ndarray:
         return cv2.GaussianBlur(values * 100, (5, 5), 0)
@@ -145,7 +140,6 @@ DEFECTS: dict[Callable[[Path], None], tuple[int, tuple[str, ...]]] = {
     tiny: (1, ("ERROR: images too small", "less than 32 pixels", "NOTE: several sizes Images have 2 sizes")),
     photos: (1, ("ERROR: masks of different kinds 1 mask has a colour per class (mode RGB), the others",)),
     from_one: (1, ("ERROR: unknown values", "the value 3, which means no class", "if classes count from 1")),
-    void_of_255: (1, ("ERROR: unknown values", "the value 255", "write ignore: 255 in classes.yaml")),
     smoothed: (1, ("ERROR: unknown values", "resizing with smoothing; export the masks again as PNG")),
     absent: (0, ("WARNING: classes absent in train No train image has leaf: they cannot be learned",)),
     only_void: (0, ("WARNING: masks of void only 1 mask has no class anywhere: masks/004.png",)),

@@ -178,10 +178,10 @@ def test_a_signal_ends_the_run_with_a_summary(
     images = write_scenes(tmp_path / "images", 30)
     decode = folder_module.decode_image
 
-    def decode_and_interrupt(path: Path, *args):
+    def decode_and_interrupt(path: Path, *args, **options):
         if path.stem == "0010":
             os.kill(os.getpid(), number)
-        return decode(path, *args)
+        return decode(path, *args, **options)
 
     monkeypatch.setattr(folder_module, "decode_image", decode_and_interrupt)
     with pytest.raises(SystemExit) as ended:

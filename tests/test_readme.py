@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 import tiramisu.check_data
 import tiramisu.evaluate
@@ -16,6 +17,7 @@ import tiramisu.train
 from tests.own_images import grey_index
 from tiramisu.data.classes import read_classes
 from tiramisu.data.streets import draw_scene
+from tiramisu.models.encoder_decoder import build_encoder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,7 +40,9 @@ def small(command: str, camvid: Path) -> list[str]:
     if "--print_config" in command or "--tune" in command:
         return []
     if "mine" in command and ".train" in command:
-        return [*ONE_STEP, "--data.crop_size=32"]
+        # Where the README downloads weights, the test has some in a file.
+        encoder = ["--model.network.encoder_weights=encoder.safetensors"] if "imagenet" in command else []
+        return [*ONE_STEP, "--data.crop_size=32", *encoder]
     if ".check_data" in command:
         return ["--measure=false"]
     if ".train" in command:
@@ -68,6 +72,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
     (tmp_path / "photos").mkdir()
     Image.fromarray(draw_scene(0, 0, 96, 128)[0]).save(tmp_path / "photos" / "street.jpg")
     grey_index(tmp_path / "mine", 8)
+    save_file(build_encoder("resnet34", None, 3).state_dict(), tmp_path / "encoder.safetensors")
     for command in COMMANDS:
         if any(word in command for word in (".download", ".benchmark", "--executor ray", "--tune")):
             continue  # the tests of these run them, the download against a server on loopback

@@ -39,7 +39,7 @@ class DataOptions:
         root: its folder (default: data/<dataset>; `streets` needs none).
         split: which part of it.
         image_size: height and width of the scenes of `streets` (default: as in training).
-        folder: how `folder` is read.
+        folder: how `folder` is read (default: as in training).
         holdout: drive of `camvid` that `val` stands for, see `tiramisu.train`.
     """
 
@@ -122,7 +122,14 @@ def open_labelled(segmenter: Segmenter, weights: str | Path, data: DataOptions) 
     image_size = data.image_size
     if dataset == "streets" and image_size is None and protocol.get("dataset") == "streets":
         image_size = tuple(protocol.get("resolution", Streets.DEFAULT_SIZE))
-    source = open_source(dataset, data.root, data.split, image_size, data.folder, data.holdout)
+    folder = data.folder
+    if dataset == "folder" and folder == FolderOptions() and isinstance(protocol.get("folder"), dict):
+        known_options = {field.name for field in dataclasses.fields(FolderOptions)}  # as in training, for its splits
+        folder = FolderOptions(**{key: value for key, value in protocol["folder"].items() if key in known_options})
+    if dataset == "folder" and folder.in_channels != segmenter.channels:
+        raise ConfigError(f"these weights are for images of {segmenter.channels} channels; give "
+                          f"--data.folder.in_channels {segmenter.channels}")  # fmt: skip
+    source = open_source(dataset, data.root, data.split, image_size, folder, data.holdout)
     known, wanted = segmenter.labels.names, source.labels.names
     unnamed = known == LabelSet.numbered(len(known)).names  # weights that do not know what their classes are called
     if known != wanted and not (unnamed and len(known) == len(wanted)):

@@ -70,6 +70,17 @@ def user_cache() -> Path:
     return Path(os.environ.get("TIRAMISU_CACHE") or platformdirs.user_cache_path("tiramisu"))
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a file: UTF-8, with a byte order mark UTF-16, else Latin-1, as people's editors write it."""
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused because JSON has none."""
     with atomic_path(path) as temporary:

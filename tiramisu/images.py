@@ -85,6 +85,10 @@ def decode_image(
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
+        found = _tiff_channels(source)
+        if found not in (0, channels):
+            raise ImageError(f"{name}: a TIFF of {found} channels; networks for that are trained with in_channels "
+                             f"{found}") from error  # fmt: skip
         raise ImageError(f"{name}: not an image that can be read here, or too damaged to tell") from error
     except MemoryError as error:
         raise ImageError(f"{name}: too large for the memory of this machine; set a lower pixel limit") from error
@@ -130,6 +134,19 @@ def _is_tiff(file: Path | io.BytesIO) -> bool:
     else:
         start = file.getbuffer()[:4].tobytes()
     return start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _tiff_channels(source: Path | bytes) -> int:
+    """Return the channels of a TIFF that has more than Pillow can read; 0 where it is none."""
+    try:
+        file = _file(source)
+        if not _is_tiff(file):
+            return 0
+        with tifffile.TiffFile(file) as tiff:
+            shape = tiff.series[0].shape
+            return min(shape) if len(shape) == 3 else 0
+    except Exception:  # it is too damaged to tell
+        return 0
 
 
 def _read_tiff(file: Path | io.BytesIO, channels: int, max_pixels: int) -> UInt8Array:

@@ -1,6 +1,7 @@
 """Train a segmentation network: ``python -m tiramisu.train [--config FILE] [--model.lr 1e-3 ...]``."""
 
 import argparse
+import dataclasses
 import datetime
 import sys
 from collections.abc import Sequence
@@ -290,6 +291,7 @@ def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:
         "data_license": DATASETS[config["data"]["dataset"]].license,
         "resolution": list(cli.datamodule.val_set.source[0].mask.shape),
         **({"holdout": cli.datamodule.holdout} if cli.datamodule.holdout else {}),
+        **({"folder": dataclasses.asdict(cli.datamodule.folder)} if cli.datamodule.dataset == "folder" else {}),
         "recipe": config["name"],
         "epochs": trainer.current_epoch,
         "seed": config["seed_everything"],

@@ -1,18 +1,24 @@
 """Masks from polygons: LabelMe's files, and COCO's with polygons or run lengths."""
 
+import base64
+import functools
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 from pycocotools import mask as run_lengths
 
-from tiramisu.data.classes import VOID, ClassEntry, ClassMap, build_class_map
+from tiramisu.data.classes import VOID, VOID_NAMES, ClassEntry, ClassMap, build_class_map
 from tiramisu.data.source import UInt8Array
 from tiramisu.errors import DataError
+from tiramisu.files import read_text
 
 BACKGROUND = "background"
+LARGEST = 30_000  # pixels; coordinates beyond are hostile, and cv2 and pycocotools fail on them
 
 
 def read_json(path: Path) -> Any:
@@ -21,10 +27,10 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: it is missing or damaged.
     """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist, or is no file")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}); replace it or remove it and its image") from error
 
@@ -37,7 +43,8 @@ def background_of(classes: ClassMap) -> int:
 
 def classes_of_names(names: set[str]) -> ClassMap:
     """Name the classes of annotations where nobody has listed them: background first, then the names in order."""
-    others = sorted(name for name in names if name.casefold() != BACKGROUND)
+    by_case = {name.strip().casefold(): name.strip() for name in sorted(names, reverse=True)}
+    others = sorted(name for key, name in by_case.items() if key not in (BACKGROUND, "_background_", *VOID_NAMES))
     return build_class_map([ClassEntry(name) for name in (BACKGROUND, *others)])
 
 
@@ -61,18 +68,22 @@ def read_labelme(path: Path, size: tuple[int, int], classes: ClassMap) -> UInt8A
         DataError: it is damaged, of another size, or names an unknown class.
     """
     document = read_json(path)
+    shapes = _shapes(path, document)
     stated = document.get("imageHeight"), document.get("imageWidth")
     if None not in stated and stated != size:
         raise DataError(f"{path} is for an image of {stated[0]} x {stated[1]}, but its image is {size[0]} x {size[1]}; "
                         f"annotate it again or restore the image")  # fmt: skip
     mask = np.full(size, background_of(classes), np.uint8)
-    for shape in _shapes(path, document):
+    for shape in shapes:
         index = _class_index(str(shape.get("label", "")), classes, path)
         try:
             points = np.array(shape["points"], np.float64).reshape(-1, 2)
-            _draw(mask, str(shape.get("shape_type") or "polygon"), points, index)
-        except (KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{path} has a shape without proper points; open and save it in LabelMe again") from error
+            if shape.get("shape_type") == "mask":
+                _paste(mask, str(shape["mask"]), points[0], index)
+            else:
+                _draw(mask, str(shape.get("shape_type") or "polygon"), points, index)
+        except Exception as error:  # numpy, OpenCV and Pillow raise what they like
+            raise DataError(f"{path} has a shape that cannot be drawn ({error}); save it in LabelMe again") from error
     return mask
 
 
@@ -87,7 +98,7 @@ def _shapes(path: Path, document: Any = None) -> list[dict[str, Any]]:
 def _draw(mask: UInt8Array, kind: str, points: np.ndarray, index: int) -> None:
     if not np.isfinite(points).all():
         raise ValueError("points are not numbers")
-    fixed = np.clip(points * 16, -(2**30), 2**30).round().astype(np.int32)
+    fixed = (np.clip(points, -LARGEST, LARGEST) * 16).round().astype(np.int32)
     if kind == "polygon" and len(points) >= 3:
         cv2.fillPoly(mask, [fixed], index, cv2.LINE_8, 4)
     elif kind == "rectangle" and len(points) == 2:
@@ -95,11 +106,23 @@ def _draw(mask: UInt8Array, kind: str, points: np.ndarray, index: int) -> None:
         corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
         cv2.fillPoly(mask, [corners], index, cv2.LINE_8, 4)
     elif kind == "circle" and len(points) == 2:
-        radius = int(np.hypot(*(points[1] - points[0])) * 16)
+        radius = int(min(np.hypot(*(points[1] - points[0])), LARGEST) * 16)
         cv2.circle(mask, (int(fixed[0][0]), int(fixed[0][1])), radius, index, -1, cv2.LINE_8, 4)
-    elif kind in ("polygon", "rectangle", "circle"):
-        raise ValueError("too few points")
-    # Lines and points have no area.
+    elif kind not in ("line", "linestrip", "point", "points"):  # these have no area
+        raise ValueError(f"a {kind} of {len(points)} points")
+
+
+def _paste(mask: UInt8Array, encoded: str, corner: np.ndarray, index: int) -> None:
+    """Draw a shape that LabelMe keeps as a small PNG, with its top left corner at (x, y)."""
+    with Image.open(io.BytesIO(base64.b64decode(encoded)), formats=("PNG",)) as picture:
+        if picture.width > mask.shape[1] or picture.height > mask.shape[0]:
+            raise ValueError("it is larger than the image")
+        shape = np.asarray(picture.convert("L")) > 0
+    left, top = (int(part) for part in corner)
+    if left < 0 or top < 0:
+        raise ValueError("it begins outside of the image")
+    part = mask[top : top + shape.shape[0], left : left + shape.shape[1]]
+    part[shape[: part.shape[0], : part.shape[1]]] = index
 
 
 # ---- COCO: one JSON file for many images
@@ -120,12 +143,15 @@ class CocoFile:
         document = read_json(path)
         try:
             self.categories = {int(item["id"]): str(item["name"]) for item in document["categories"]}
-            self.images = {int(item["id"]): str(item["file_name"]) for item in document["images"]}
+            self.images = [(int(item["id"]), str(item["file_name"])) for item in document["images"]]
             self.annotations: dict[int, list[dict[str, Any]]] = {}
             for item in document["annotations"]:
-                self.annotations.setdefault(int(item["image_id"]), []).append(item)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is no COCO file: images, annotations and categories must be lists") from error
+                self.annotations.setdefault(int(item["image_id"]), []).append(
+                    {**item, "area": float(item.get("area") or 0), "category_id": int(item["category_id"])}
+                )
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise DataError(f"{path} is no COCO file: its images, annotations or categories lack something "
+                            f"({type(error).__name__}: {error})") from error  # fmt: skip
 
     def read(self, image: int, size: tuple[int, int], classes: ClassMap) -> UInt8Array:
         """Draw the annotations of an image as class indices, uint8 (H, W); small ones cover large ones.
@@ -140,8 +166,8 @@ class CocoFile:
         """
         mask = np.full(size, background_of(classes), np.uint8)
         items = self.annotations.get(image, [])
-        for item in sorted(items, key=lambda item: -float(item.get("area", 0))):
-            name = self.categories.get(int(item.get("category_id", -1)), "")
+        for item in sorted(items, key=lambda item: -item["area"]):
+            name = self.categories.get(item["category_id"], "")
             index = VOID if item.get("iscrowd") else _class_index(name, classes, self.path)
             mask[self._decode(item, size)] = index
         return mask
@@ -158,13 +184,26 @@ class CocoFile:
                 return run_lengths.decode(encoded).astype(bool)
             if not isinstance(segmentation, list):
                 raise ValueError("it has no segmentation")
-            polygons = [part for part in segmentation if len(part) >= 6]
-            if not polygons:
+            if not segmentation:
                 return np.zeros(size, bool)
+            if any(len(part) < 6 or len(part) % 2 or not np.isfinite(part).all() for part in segmentation):
+                raise ValueError("a polygon needs three points of two numbers each")
+            limits = np.array([size[1], size[0]])
+            polygons = [np.clip(np.reshape(part, (-1, 2)), 0, limits).ravel().tolist() for part in segmentation]
             return run_lengths.decode(run_lengths.merge(run_lengths.frPyObjects(polygons, *size))).astype(bool)
         except Exception as error:  # pycocotools raises what it likes
             raise DataError(f"annotation {item.get('id')} of {self.path} cannot be drawn: {error}; mend or remove "
                             f"it") from error  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4)
+def _coco_file(path: Path, stamp: int) -> CocoFile:
+    return CocoFile(path)
+
+
+def coco_file(path: Path) -> CocoFile:
+    """Return a COCO file, read once as long as it does not change."""
+    return _coco_file(path, path.stat().st_mtime_ns)
 
 
 def _class_index(name: str, classes: ClassMap, path: Path) -> int:

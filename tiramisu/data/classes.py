@@ -14,13 +14,15 @@ from PIL import ImageColor
 
 from tiramisu.data.camvid import CamVid
 from tiramisu.errors import DataError
-from tiramisu.files import atomic_path
+from tiramisu.files import atomic_path, read_text
 from tiramisu.labels import RGB, LabelSet
 
 VOID = 255  # what pixels without a class become
 MAX_CLASSES = 250
 FILE_NAMES = ("classes.yaml", "classes.yml", "classes.json", "classes.txt", "classes.csv", "class_dict.csv")
-VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled", "unlabled")
+VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled", "unlabled", "__ignore__")
+HEADS = {"name", "class", "value", "pixel value", "r", "red"}  # of columns
+MAX_VALUE = 65_535  # of index masks, which have 16 bits at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +71,17 @@ class ClassEntry:
     values: list[int] | None = None
 
 
-def build_class_map(entries: Sequence[ClassEntry], ignore: Iterable[int] = (VOID,)) -> ClassMap:
+def build_class_map(entries: Sequence[ClassEntry], ignore: Iterable[int] = ()) -> ClassMap:
     """Number the classes and decide which values and colours mean them.
 
     Args:
         entries: the classes in the order of their indices.
-        ignore: values of index masks that are void, unless a class claims them.
+        ignore: values of index masks that are void besides 255, unless a class claims them.
 
     Raises:
         ValueError: names, values or colours are used twice, or there are none or too many.
     """
-    ignored = set(ignore)
+    ignored = {*ignore, VOID}
     names: list[str] = []
     palette: list[RGB | None] = []
     values: dict[int, int] = {}
@@ -100,6 +102,8 @@ def build_class_map(entries: Sequence[ClassEntry], ignore: Iterable[int] = (VOID
             own = [position]
             position += 1
         for value in own:
+            if not 0 <= value <= MAX_VALUE:
+                raise ValueError(f"the value {value} is not from 0 to {MAX_VALUE}")
             if values.setdefault(value, index) != index:
                 raise ValueError(f"the value {value} means two classes")
         for color in entry.colors:
@@ -121,26 +125,26 @@ def read_classes(path: Path) -> ClassMap:
 
     YAML and JSON hold a list of names, a mapping of names to colours, or a mapping with `classes` (a list of names or
     of mappings with `name`, and perhaps `color`, `colors`, `value`, `values`) and `ignore` (a value or several). Text
-    and CSV files hold one class a line: `name`, `name R G B` or `R G B name`. A class called void, ignore or unlabeled
-    is none.
+    and CSV files hold one class a line: `name`, `value name`, `name R G B` or `R G B name`. A class called void,
+    ignore or unlabeled is none.
 
     Raises:
         DataError: the file cannot be read or makes no sense; the message names it.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise DataError(f"there is no file of classes at {path}; give one as --data.folder.classes") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{path} cannot be read as a text file ({error})") from error
     try:
         if path.suffix.lower() in (".txt", ".csv"):
             return build_class_map(list(_parse_lines(text)))
         document = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
         return _parse_document(document)
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} is no list of classes: {reason}; write one name a line, such as: road") from error
+        raise DataError(f'{path} is no list of classes: {reason}; see "Your own images" in the README') from error
 
 
 def write_classes(path: Path, labels: LabelSet) -> None:
@@ -152,22 +156,22 @@ def write_classes(path: Path, labels: LabelSet) -> None:
 
 
 def _parse_document(document: Any) -> ClassMap:
-    ignore: Iterable[int] = (VOID,)
+    ignore: Iterable[int] = ()
     if isinstance(document, dict) and "classes" in document:
         given = document.get("ignore", VOID)
         ignore = [int(value) for value in (given if isinstance(given, list) else [given]) if value is not None]
         document = document["classes"]
     if isinstance(document, dict):
-        document = [{"name": name, "color": color} for name, color in document.items()]
+        document = [_entry_of_mapping(key, value) for key, value in document.items()]
     if not isinstance(document, list):
         raise ValueError("it holds no list")
     entries = []
     for item in document:
-        if isinstance(item, str | int | float):
+        if isinstance(item, str | int | float) and not isinstance(item, bool):
             entries.append(ClassEntry(str(item)))
             continue
         if not isinstance(item, dict):  # not shown: aliases can make a few lines of YAML endless
-            raise ValueError(f"class {len(entries)} is neither a name nor a mapping")
+            raise ValueError(f"class {len(entries)} is neither a name nor a mapping (yes, no and null need quotes)")
         unknown = item.keys() - {"name", "color", "colors", "value", "values"}
         if unknown:
             raise ValueError(f"{min(unknown)} is not name, color, colors, value or values")
@@ -184,9 +188,18 @@ def _parse_document(document: Any) -> ClassMap:
 
 
 def _name(name: Any) -> str:
-    if not isinstance(name, str | int | float):
-        raise ValueError("a name is no text")
+    if not isinstance(name, str | int | float) or isinstance(name, bool):
+        raise ValueError("a name is no text (yes, no and null need quotes)")
     return str(name)
+
+
+def _entry_of_mapping(key: Any, value: Any) -> dict[str, Any]:
+    """Return what `name: color`, `name: value` or `value: name` means."""
+    if isinstance(key, int) and isinstance(value, str):
+        return {"name": value, "value": key}
+    if isinstance(value, int):
+        return {"name": key, "value": value}
+    return {"name": key, "color": value}
 
 
 def parse_color(color: Any) -> RGB:
@@ -210,14 +223,19 @@ def parse_color(color: Any) -> RGB:
 def _parse_lines(text: str) -> Iterable[ClassEntry]:
     for number, line in enumerate(text.splitlines()):
         line = line.partition("#")[0].strip()
-        row = next(csv.reader(io.StringIO(line)), []) if "," in line or ";" in line else re.split(r"[\t ]+", line)
+        mark = next((mark for mark in ",;" if mark in line), None)
+        row = next(csv.reader(io.StringIO(line), delimiter=mark), []) if mark else re.split(r"[\t ]+", line)
         cells = [cell.strip() for cell in row if cell.strip()]
-        if not cells or (number == 0 and [cell.casefold() for cell in cells[:2]] == ["name", "r"]):
+        if not cells or (number == 0 and {cell.casefold() for cell in cells} & HEADS):
             continue
         if len(cells) >= 4 and all(cell.isdecimal() for cell in cells[:3]):
             yield ClassEntry(" ".join(cells[3:]), [parse_color([int(cell) for cell in cells[:3]])])
         elif len(cells) >= 4 and all(cell.isdecimal() for cell in cells[-3:]):
             yield ClassEntry(" ".join(cells[:-3]), [parse_color([int(cell) for cell in cells[-3:]])])
+        elif len(cells) >= 2 and cells[0].isdecimal():
+            yield ClassEntry(" ".join(cells[1:]), values=[int(cells[0])])
+        elif len(cells) >= 2 and cells[-1].isdecimal() and ("," in line or ";" in line or "\t" in line):
+            yield ClassEntry(" ".join(cells[:-1]), values=[int(cells[-1])])
         else:
             yield ClassEntry(" ".join(cells))
 

@@ -1,7 +1,7 @@
 """The user's own images: found, split, and read as images with class indices."""
 
+import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import sys
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from tiramisu.data.annotations import CocoFile, classes_of_names, labelme_names, read_labelme
+from tiramisu.data.annotations import classes_of_names, coco_file, labelme_names, read_labelme
 from tiramisu.data.classes import (
     FILE_NAMES,
     KNOWN_CLASSES,
@@ -25,12 +25,13 @@ from tiramisu.data.classes import (
 from tiramisu.data.layouts import LayoutName, Listing, Pair, class_of_mask, find_pairs
 from tiramisu.data.masks import Encoding, decode_mask, infer_classes, read_raw_mask, survey_masks
 from tiramisu.data.source import Sample, UInt8Array, read_image
-from tiramisu.data.splits import draw_splits, find_lists, split_by_lists
+from tiramisu.data.splits import LIST_FOLDERS, draw_splits, find_lists, split_by_lists
 from tiramisu.errors import ConfigError, DataError
 from tiramisu.files import user_cache, write_json
+from tiramisu.images import FORMATS
 
 SURVEYED = 200  # masks that are looked at where nobody says what the classes are
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
 
 @dataclasses.dataclass
@@ -189,16 +190,10 @@ def align_mask(values: UInt8Array, size: tuple[int, int], orientation: int) -> U
 def exif_orientation(path: Path) -> int:
     """Return the EXIF orientation of an image file, 1 where it has none or cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return int(image.getexif().get(0x0112, 1))
     except Exception:  # reading the image will say what is wrong
         return 1
-
-
-@functools.lru_cache(maxsize=4)
-def coco_file(path: Path) -> CocoFile:
-    """Return a COCO file, read once."""
-    return CocoFile(path)
 
 
 # ---- the index
@@ -215,6 +210,8 @@ def open_folder(root: Path, options: FolderOptions) -> FolderIndex:
         ConfigError: the options make no sense.
         DataError: the folder holds no images with masks, or its classes or lists are damaged.
     """
+    if options.classes is not None and options.classes not in KNOWN_CLASSES:
+        options = dataclasses.replace(options, classes=str(Path(options.classes).resolve()))
     key = json.dumps([INDEX_VERSION, str(root.resolve()), dataclasses.asdict(options)])
     file = user_cache() / "indexes" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
@@ -244,7 +241,11 @@ def stamps(root: Path, names: Sequence[str]) -> dict[str, int]:
 
 def _watched(index: FolderIndex, options: FolderOptions) -> list[str]:
     """Return what an index depends on besides the options."""
-    names = {".", *index.listing.folders, *FILE_NAMES}
+    names = {".", *index.listing.folders, *FILE_NAMES, *LIST_FOLDERS[1:]}
+    if index.listing.kind == "labelme" and index.inferred:
+        names |= {pair.mask[0] for pair in index.listing.all_pairs}
+    elif index.listing.kind == "file" and (index.inferred or options.encoding == "auto"):
+        names |= {pair.mask[0] for pair in evenly(index.listing.all_pairs, SURVEYED)}
     names |= {str(path.relative_to(index.root)) for path in find_lists(index.root).values()}
     if index.listing.kind == "coco":
         names |= {pair.mask[0] for pair in index.listing.all_pairs}
@@ -258,6 +259,7 @@ def _to_store(index: FolderIndex, options: FolderOptions) -> dict[str, Any]:
     return {
         "stamps": stamps(index.root, _watched(index, options)),
         "listing": listing,
+        "split": bool(set(index.listing.pairs) - {""}),
         "splits": {split: [[pair.image, *pair.mask] for pair in pairs] for split, pairs in index.splits.items()},
         "classes": index.classes.to_dict(),
         "encoding": index.encoding,
@@ -269,7 +271,8 @@ def _to_store(index: FolderIndex, options: FolderOptions) -> dict[str, Any]:
 def _from_stored(root: Path, stored: dict[str, Any]) -> FolderIndex:
     splits = {split: [Pair(row[0], tuple(row[1:])) for row in rows] for split, rows in stored["splits"].items()}
     listing = Listing(**stored["listing"])
-    listing.pairs = splits
+    everything = [pair for pairs in splits.values() for pair in pairs]
+    listing.pairs = splits if stored["split"] else {"": everything}
     classes = ClassMap.from_dict(stored["classes"])
     return FolderIndex(root, listing, splits, classes, stored["encoding"], stored["inferred"], stored["in_channels"])
 
@@ -312,24 +315,40 @@ def find_classes(root: Path, listing: Listing, options: FolderOptions) -> tuple[
         DataError: the classes are damaged or cannot be guessed.
     """
     given = _given_classes(root, listing, options)
+    classes, encoding = _find_classes(root, listing, options, given)
+    if len(classes.labels) < 2:
+        raise DataError(f"{root} has the single class {classes.labels.names[0]}; a network must tell two apart: add "
+                        f"the class that everything else belongs to, such as background")  # fmt: skip
+    return classes, encoding, given is None
+
+
+def _find_classes(
+    root: Path, listing: Listing, options: FolderOptions, given: ClassMap | None
+) -> tuple[ClassMap, Encoding]:
     if listing.kind != "file":
-        return given or _classes_of_annotations(root, listing), "index", given is None
+        return given or _classes_of_annotations(root, listing), "index"
     if options.encoding != "auto" and given is not None:
-        return given, options.encoding, False
+        return given, options.encoding
     sample = evenly(listing.all_pairs, SURVEYED)
-    survey = survey_masks([raw for pair in sample if (raw := _try_mask(root / pair.mask[0])) is not None])
+    survey = survey_masks(raw for pair in sample if (raw := _try_mask(root / pair.mask[0])) is not None)
     if options.encoding != "auto":
         survey = survey._replace(encoding=options.encoding)
     if given is None:
-        return infer_classes(survey, root), survey.encoding, True
-    encoding = survey.encoding
+        return infer_classes(survey, root), survey.encoding
+    if survey.colors and set(survey.colors) <= set(given.colors):
+        return given, "color"
     claimed = {value for value, index in given.values.items() if index != VOID}
-    if encoding == "binary" and (len(given.labels) != 2 or VOID in claimed):
-        encoding = "index"  # 0 and 255 are values of listed classes, or class 0 and void
+    if survey.encoding == "binary" and VOID not in claimed and len(given.labels) <= 2:
+        if len(given.labels) == 1:  # the class of 255; 0 is what is not
+            (name,), (color,) = given.labels.names, given.labels.palette
+            return build_class_map([ClassEntry("background", [(0, 0, 0)]), ClassEntry(name, [color])]), "binary"
+        return given, "binary"
+    if survey.encoding == "binary":
+        return given, "index"  # 0 and 255 are values of listed classes, or class 0 and void
     # A palette file may hold indices, or colours that mean something: the values decide.
-    elif encoding == "index" and given.colors and not set(survey.values) <= set(given.values) and survey.palette:
-        encoding = "color"
-    return given, encoding, False
+    if survey.encoding == "index" and given.colors and survey.palette and not set(survey.values) <= set(given.values):
+        return given, "color"
+    return given, survey.encoding
 
 
 def _given_classes(root: Path, listing: Listing, options: FolderOptions) -> ClassMap | None:
@@ -357,7 +376,8 @@ def _classes_of_annotations(root: Path, listing: Listing) -> ClassMap:
             names |= set(coco_file(root / reference).categories.values())
     else:
         for pair in pairs:
-            names |= labelme_names(root / pair.mask[0])
+            with contextlib.suppress(DataError):  # told when it is used
+                names |= labelme_names(root / pair.mask[0])
     return classes_of_names(names)
 
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from tiramisu.data.annotations import read_json
+from tiramisu.data.annotations import coco_file, read_json
 from tiramisu.data.splits import FOLDER_NAMES, split_of_folder
 from tiramisu.errors import ConfigError, DataError
 from tiramisu.images import SUFFIXES
@@ -48,6 +49,7 @@ class Listing:
         lonely_images: images without a mask.
         lonely_masks: masks without an image.
         folders: that were looked through.
+        outside: images in none of the folders of splits, where there are such folders.
     """
 
     layout: str
@@ -56,6 +58,7 @@ class Listing:
     lonely_images: list[str] = dataclasses.field(default_factory=list)
     lonely_masks: list[str] = dataclasses.field(default_factory=list)
     folders: list[str] = dataclasses.field(default_factory=list)
+    outside: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def all_pairs(self) -> list[Pair]:
@@ -78,7 +81,13 @@ class Walk:
         """Return the paths of files with these suffixes below a folder, relative to the root, in order."""
         wanted = frozenset(suffixes)
         found = []
-        for parent, folders, names in os.walk(self.root / folder, followlinks=True):
+        seen: set[tuple[int, int]] = set()
+        for parent, folders, names in os.walk(self.root / folder, onerror=_refuse, followlinks=True):
+            status = Path(parent).stat()
+            if (status.st_dev, status.st_ino) in seen:  # a link back up
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             relative = Path(parent).relative_to(self.root).as_posix()
             self.folders.append(relative)
@@ -89,6 +98,12 @@ class Walk:
                 if not name.startswith(".") and f".{name.rpartition('.')[2].lower()}" in wanted
             ]
         return found
+
+
+def _refuse(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):
+        return
+    raise DataError(f"{error.filename} cannot be looked into ({error.strerror}); change its permissions") from error
 
 
 def find_pairs(root: Path, layout: LayoutName = "auto") -> Listing:
@@ -137,23 +152,36 @@ def match(walk: Walk, images: Sequence[str], masks: Sequence[str], bases: tuple[
         masks: paths of masks.
         bases: folders of the images and of the masks.
     """
-    by_path: dict[str, str | None] = {}
-    by_stem: dict[str, str | None] = {}
+    exact: dict[str, str] = {}
+    by_path: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     for mask in masks:
         stem = _stem(_below(mask, bases[1]))
-        for key in {stem, without_ending(stem)}:
-            by_path[key] = None if by_path.get(key, mask) != mask else mask
-        name = without_ending(PurePosixPath(stem).name)
-        by_stem[name] = None if name in by_stem else mask
-    pairs, lonely, used = [], [], set()
-    for image in images:
-        stem = _stem(_below(image, bases[0]))
-        found = by_path.get(stem) or by_stem.get(PurePosixPath(stem).name)
-        if found is None or found == image:
-            lonely.append(image)
-            continue
-        used.add(found)
-        pairs.append(Pair(image, (found,)))
+        exact.setdefault(stem, mask)
+        by_path.setdefault(without_ending(stem).casefold(), []).append(mask)
+        by_name.setdefault(without_ending(PurePosixPath(stem).name).casefold(), []).append(mask)
+    found: dict[str, str] = {}
+    used: set[str] = set()
+
+    def take(image: str, candidates: Sequence[str]) -> None:
+        """Give an image its mask, if there is one and only one that no other image has."""
+        free = [mask for mask in candidates if mask not in used and mask != image]
+        if image not in found and len(free) == 1:
+            found[image] = free[0]
+            used.add(free[0])
+
+    stems = {image: _stem(_below(image, bases[0])) for image in images}
+    for image, stem in stems.items():
+        take(image, [exact[stem]] if stem in exact else [])
+    for image, stem in stems.items():
+        take(image, by_path.get(stem.casefold(), []))
+    # By file name alone only what is not there twice: train/1.jpg and val/1.jpg are different images.
+    times = Counter(PurePosixPath(stem).name.casefold() for stem in stems.values())
+    for image, stem in stems.items():
+        name = PurePosixPath(stem).name.casefold()
+        take(image, by_name.get(name, []) if times[name] == 1 else [])
+    pairs = [Pair(image, (found[image],)) for image in images if image in found]
+    lonely = [image for image in images if image not in found]
     alone = [mask for mask in masks if mask not in used]
     return Listing("folder", "file", {"": pairs}, lonely, alone, walk.folders)
 
@@ -219,9 +247,10 @@ def _split_by_subfolder(listing: Listing, images: str) -> Listing:
         below = PurePosixPath(_below(pair.image, images)).parts
         split = split_of_folder(below[0]) if len(below) > 1 else None
         splits.setdefault(split or "", []).append(pair)
-    if "" in splits or "train" not in splits:
+    if "train" not in splits:
         return listing
-    return dataclasses.replace(listing, pairs=splits)
+    outside = [pair.image for pair in splits.pop("", [])]
+    return dataclasses.replace(listing, pairs=splits, outside=outside)
 
 
 def _find_masks(root: Path, images: str, masks: str) -> Listing:
@@ -316,8 +345,12 @@ def _find_labelme(root: Path) -> Listing | None:
 
 def _find_coco(root: Path) -> Listing | None:
     folder = _first_folder(root, ("annotations",)) or ""
-    files = [file for file in sorted((root / folder).glob("*.json")) if _looks_like_coco(file)]
+    damaged: list[DataError] = []
+    candidates = sorted((root / folder).glob("*.json"))
+    files = [file for file in candidates if _looks_like_coco(file, damaged)]
     if not files:
+        if damaged and len(damaged) == len(candidates):
+            raise damaged[0]
         return None
     walk = Walk(root)
     by_name: dict[str, str | None] = {}
@@ -333,14 +366,14 @@ def _find_coco(root: Path) -> Listing | None:
     for file in files:
         reference = file.relative_to(root).as_posix()
         split = _split_in_name(file.stem) if len(files) > 1 else ""
-        for item in read_json(file)["images"]:
-            name = str(item.get("file_name", "")).replace("\\", "/")
+        for number, file_name in coco_file(file).images:
+            name = file_name.replace("\\", "/")
             path = next((found for key in _names_of_image(name, file.stem) if (found := by_name.get(key))), None)
             if path is None:
                 missing.append(f"{reference}: {name}")
             else:
                 used.add(path)
-                splits.setdefault(split, []).append(Pair(path, (reference, str(item["id"]))))
+                splits.setdefault(split, []).append(Pair(path, (reference, str(number))))
     if "" in splits and len(splits) > 1:
         splits = {"": [pair for pairs in splits.values() for pair in pairs]}
     lonely = [image for image in images if image not in used]
@@ -362,9 +395,10 @@ def _split_in_name(stem: str) -> str:
     return next((split for word in words if (split := split_of_folder(word))), "")
 
 
-def _looks_like_coco(file: Path) -> bool:
+def _looks_like_coco(file: Path, damaged: list[DataError]) -> bool:
     try:
         document = read_json(file)
-    except DataError:
+    except DataError as error:
+        damaged.append(error)
         return False
     return isinstance(document, dict) and all(isinstance(document.get(key), list) for key in ("images", "annotations"))

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -48,6 +48,8 @@ def read_raw_mask(path: Path) -> RawMask:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise FileNotFoundError
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(f"{path} claims {image.width} x {image.height} pixels; make it smaller")
@@ -115,6 +117,8 @@ def decode_known(raw: RawMask, encoding: Encoding, classes: ClassMap) -> tuple[U
         mask = _color_table(tuple(classes.colors.items()))[packed]
         unknown = np.unique(packed[mask == UNKNOWN])
     else:
+        if values.ndim == 3 and not is_grey(values):  # of another kind than the others: nothing of it is known
+            return np.full(values.shape[:2], VOID, np.uint8), [int(value) for value in np.unique(pack(values))]
         if values.ndim == 3:
             values = values[..., 0]
         if encoding == "binary":
@@ -184,7 +188,7 @@ class MaskSurvey(NamedTuple):
     Attributes:
         encoding: what their pixels seem to be.
         values: found in index masks.
-        colors: found in colour masks; more than `MAX_COLORS` where they are photos or JPEG.
+        colors: found in RGB masks; more than `MAX_COLORS` where they are photos or JPEG.
         palette: of palette files, by value.
     """
 
@@ -194,27 +198,37 @@ class MaskSurvey(NamedTuple):
     palette: dict[int, RGB]
 
 
-def survey_masks(masks: Sequence[RawMask]) -> MaskSurvey:
+def survey_masks(masks: Iterable[RawMask]) -> MaskSurvey:
     """Tell how masks are encoded from a sample of them; where they differ, as most of them are."""
-    colored = [raw for raw in masks if raw.values.ndim == 3 and not _holds_indices(raw.values)]
-    if len(colored) > len(masks) / 2:
-        colors: set[int] = set()
-        for raw in colored:
-            colors.update(int(value) for value in np.unique(pack(raw.values))[: 4 * MAX_COLORS])
-        return MaskSurvey("color", (), tuple(unpack(color) for color in sorted(colors)), {})
     values: set[int] = set()
+    colors: set[int] = set()
+    grey_colors: set[int] = set()
     palette: dict[int, RGB] = {}
+    count = {"color": 0, "index": 0}
     for raw in masks:
-        if raw.values.ndim == 2 or _holds_indices(raw.values):
-            palette.update(raw.palette)
-            values.update(int(value) for value in np.unique(raw.values))
-    binary = values <= {0, 255} and 255 in values
-    return MaskSurvey("binary" if binary else "index", tuple(sorted(values)), (), palette)
+        if raw.values.ndim == 3 and not _holds_indices(raw.values):
+            count["color"] += 1
+            colors.update(int(value) for value in np.unique(pack(raw.values))[: 4 * MAX_COLORS])
+            continue
+        count["index"] += 1
+        palette.update(raw.palette)
+        found = [int(value) for value in np.unique(raw.values)]
+        values.update(found)
+        if raw.values.ndim == 3:
+            grey_colors.update(value * 0x010101 for value in found)
+    if count["color"] > count["index"]:
+        colors |= grey_colors
+        return MaskSurvey("color", (), tuple(unpack(color) for color in sorted(colors)), {})
+    binary = values == {0, 255}
+    seen = tuple(unpack(color) for color in sorted(grey_colors))
+    return MaskSurvey("binary" if binary else "index", tuple(sorted(values)), seen, palette)
 
 
 def _holds_indices(colors: NDArray[np.integer]) -> bool:
-    """Tell whether an RGB mask (H, W, 3) has the same small number in all channels of each pixel."""
-    return bool(colors.max() < GREY_INDEX) and is_grey(colors)
+    """Tell whether an RGB mask (H, W, 3) has the same number in all channels of each pixel: small, or 0 and 255."""
+    if not is_grey(colors):
+        return False
+    return bool(colors.max() < GREY_INDEX) or bool(np.isin(colors, (0, 255)).all())
 
 
 def infer_classes(survey: MaskSurvey, path: Path) -> ClassMap:
@@ -236,7 +250,16 @@ def infer_classes(survey: MaskSurvey, path: Path) -> ClassMap:
         named = [ClassEntry("#{:02x}{:02x}{:02x}".format(*color), [color]) for color in survey.colors]
         return build_class_map(named)
     known = [value for value in survey.values if value != VOID]
-    if not known or min(known) < 0 or max(known) >= MAX_COLORS:
+    if not survey.values:
+        raise DataError(f"no mask of {path} can be read; open one in an image viewer, and save them as PNG again")
+    if not known:
+        raise DataError(f"the masks of {path} have the value 255 only, which is void; save them with their classes")
+    if len(known) > MAX_COLORS:
+        raise DataError(
+            f"the masks of {path} have {len(known)} values, as JPEG files or smoothing make them; save them as PNG "
+            f"without smoothing, or say --data.folder.encoding binary if they are black and white"
+        )
+    if min(known) < 0 or max(known) >= MAX_COLORS:
         raise DataError(f"the masks of {path} have the values {', '.join(map(str, survey.values[:8]))}"
                         f"{', ...' if len(survey.values) > 8 else ''}; say which classes they are in classes.yaml "
                         f"(values: [7])")  # fmt: skip

@@ -1,12 +1,12 @@
 """Which image belongs to which split: by folders, by lists, or by a seeded draw that keeps groups together."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from tiramisu.errors import ConfigError, DataError
+from tiramisu.files import read_text
 
 SPLITS = ("train", "val", "test")
 FOLDER_NAMES = {
@@ -52,7 +52,7 @@ def split_by_lists(lists: Mapping[str, Path], images: Sequence[str]) -> dict[str
     result: dict[str, list[str]] = {}
     for split, file in lists.items():
         chosen = result.setdefault(split, [])
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(read_text(file).splitlines(), 1):
             wanted = line.split("\t")[0].strip().replace("\\", "/").removeprefix("./")
             # Lists of CamVid and VOC hold the image and its mask in a line.
             candidates = (wanted, wanted.split(" ")[0], PurePosixPath(wanted.split(" ")[0]).stem)
@@ -70,7 +70,7 @@ def split_by_lists(lists: Mapping[str, Path], images: Sequence[str]) -> dict[str
 def draw_splits(
     images: Sequence[str], val_share: float, test_share: float, groups: str | None, seed: int
 ) -> dict[str, list[str]]:
-    """Draw splits at random, always the same ones.
+    """Draw splits as if at random, always the same ones; an image that comes later moves at most one other.
 
     Args:
         images: their paths.
@@ -95,8 +95,7 @@ def draw_splits(
             f"{len(images)} images in {len(members)} groups cannot be split; add images, or lists train.txt and val.txt"
             + (f", or choose another --data.folder.groups than {groups}" if groups else "")
         )
-    names = sorted(members)
-    order = [names[position] for position in np.random.default_rng(seed).permutation(len(names))]
+    order = sorted(members, key=lambda name: hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest())
     result: dict[str, list[str]] = {}
     for split, share in wanted.items():
         chosen = result.setdefault(split, [])

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from tiramisu.data.folder import FolderIndex, evenly
-from tiramisu.data.masks import describe
+from tiramisu.data.masks import Encoding, describe
 from tiramisu.data.splits import find_lists
 from tiramisu.data.statistics import suggest_weights
 from tiramisu.data.transforms import MIN_SIZE
@@ -88,6 +88,17 @@ def check_partners(survey: Survey) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def check_outside(survey: Survey) -> Iterator[Finding]:
+    """Find images beside the folders of splits."""
+    outside = survey.index.listing.outside
+    if outside:
+        yield Finding(
+            "warning", "images outside of the splits",
+            f"{_count(outside, 'image')} {_verb(outside, 'lies', 'lie')} in none of the folders train, val and "
+            f"test and {_verb(outside, 'is', 'are')} not used: {_some(outside)}.",
+        )  # fmt: skip
+
+
 def check_readable(survey: Survey) -> Iterator[Finding]:
     """Find files that cannot be read."""
     for kind in ("image", "mask"):
@@ -111,7 +122,7 @@ def check_sizes(survey: Survey) -> Iterator[Finding]:
         remedy = "--fix enlarges or shrinks these masks" if same_shape else "make them again from the right images"
         yield Finding(
             "error", "sizes differ",
-            f"{_count(differing, 'mask')} {_verb(differing, 'has', 'have')} not the size of the image: "
+            f"{_count(differing, 'mask')} {_verb(differing, 'differs', 'differ')} in size from the image: "
             f"{first.pair.mask[0]} is {first.mask_size[0]} x {first.mask_size[1]}, {first.pair.image} is "
             f"{first.image_size[0]} x {first.image_size[1]}{_more(differing, 1)}; {remedy}.",
             differing,
@@ -121,7 +132,7 @@ def check_sizes(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "error", "images too small",
             f"{_count(small, 'image')} {_verb(small, 'is', 'are')} less than {MIN_SIZE} pixels high or wide: "
-            f"{_names(small)}; remove or enlarge them with their masks.",
+            f"{_some([fact.pair.image for fact in small])}; remove or enlarge them with their masks.",
             small,
         )  # fmt: skip
     sizes = Counter(fact.image_size for fact in readable)
@@ -129,8 +140,8 @@ def check_sizes(survey: Survey) -> Iterator[Finding]:
         heights, widths = ([size[axis] for size in sizes] for axis in (0, 1))
         yield Finding(
             "note", "several sizes",
-            f"Images have {len(sizes)} sizes, {min(heights)} to {max(heights)} high and {min(widths)} to {max(widths)} "
-            f"wide. Crops are padded where images are smaller; evaluation takes one image at a time.",
+            f"Images have {len(sizes)} sizes, from {min(heights)} x {min(widths)} to {max(heights)} x {max(widths)} "
+            f"pixels. Crops are padded where images are smaller; evaluation takes one image at a time.",
         )  # fmt: skip
 
 
@@ -145,8 +156,8 @@ def check_orientation(survey: Survey) -> Iterator[Finding]:
     if turned:
         yield Finding(
             "note", "photos turned by EXIF",
-            f"{_count(turned, 'mask')} fit the photo as it is stored, not as it is seen, and are turned with it: "
-            f"{_names(turned)}. --fix writes both upright.",
+            f"{_count(turned, 'mask')} {_verb(turned, 'fits', 'fit')} the photo as it is stored, not as it is seen, "
+            f"and {_verb(turned, 'is', 'are')} turned with it: {_names(turned)}. --fix writes both upright.",
             turned,
         )  # fmt: skip
     unsure = [fact for fact in survey.facts if fact.orientation > 1 and not fact.turned and fact.good
@@ -194,8 +205,6 @@ def check_values(survey: Survey) -> Iterator[Finding]:
     elif values == [classes]:
         remedy = (f"if that is void, write ignore: {classes} in classes.yaml; if classes count from 1, give each its "
                   f"value: {{name: {index.classes.labels.names[0]}, value: 1}}")  # fmt: skip
-    elif 255 in values and classes > 1:
-        remedy = "255 usually is void: write ignore: 255 in classes.yaml"
     else:
         remedy = "add them to classes.yaml as classes (value: N), or as ignore: [N, M]"
     yield Finding(
@@ -331,13 +340,14 @@ def check_splits(survey: Survey) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Check, ...] = (
-    check_reading, check_partners, check_readable, check_sizes, check_orientation, check_encodings, check_values,
-    check_masks, check_duplicates, check_splits, check_classes,
+    check_reading, check_partners, check_outside, check_readable, check_sizes, check_orientation, check_encodings,
+    check_values, check_masks, check_duplicates, check_splits, check_classes,
 )  # fmt: skip
 
-
 # What the first look before training asks: a few files tell.
-QUICK_CHECKS: tuple[Check, ...] = (check_partners, check_readable, check_sizes, check_encodings, check_values)
+QUICK_CHECKS: tuple[Check, ...] = (
+    check_partners, check_outside, check_readable, check_sizes, check_encodings, check_values,
+)  # fmt: skip
 
 
 def quick_check(index: FolderIndex) -> list[str]:
@@ -360,9 +370,15 @@ def quick_check(index: FolderIndex) -> list[str]:
     return warnings
 
 
-def usable(fact: Fact) -> bool:
-    """Tell whether a repaired copy can have this image: all but its size may be mended."""
-    return not fact.image_error and not fact.mask_error and (fact.image_size == fact.mask_size or _same_shape(fact))
+def why_unusable(fact: Fact, encoding: Encoding) -> str:
+    """Return why a repaired copy cannot have this image; empty where it can."""
+    if fact.image_error or fact.mask_error:
+        return fact.image_error or fact.mask_error
+    if fact.encoding not in (None, encoding):
+        return "the mask is of another kind than the others"
+    if fact.image_size != fact.mask_size and not _same_shape(fact):
+        return "image and mask differ in shape"
+    return f"it is smaller than {MIN_SIZE} pixels" if min(fact.image_size) < MIN_SIZE else ""
 
 
 def _count(items: Sequence[object], noun: str) -> str:

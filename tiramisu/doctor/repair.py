@@ -13,7 +13,7 @@ from tiramisu.data.classes import write_classes
 from tiramisu.data.folder import FolderIndex, align_mask, read_pair_mask
 from tiramisu.data.masks import decode_known, read_raw_mask
 from tiramisu.data.source import UInt8Array, read_image
-from tiramisu.doctor.checks import usable
+from tiramisu.doctor.checks import why_unusable
 from tiramisu.doctor.survey import Fact, Survey
 from tiramisu.errors import ConfigError
 from tiramisu.files import atomic_path, distinct
@@ -57,8 +57,9 @@ def write_fixed(survey: Survey, target: Path) -> list[Change]:
     names = distinct([PurePosixPath(fact.pair.image).stem for fact in survey.facts])
     changes = []
     for fact, name in zip(survey.facts, names, strict=True):
-        if not usable(fact):
-            changes.append(Change(fact.pair.image, "", "left out: " + _reason(fact)))
+        reason = why_unusable(fact, survey.index.encoding)
+        if reason:
+            changes.append(Change(fact.pair.image, "", f"left out: {reason}"))
             continue
         if fact.split == "train" and fact.digest in seen_elsewhere:
             changes.append(Change(fact.pair.image, "", "left out: the same image is in val or test"))
@@ -76,13 +77,14 @@ def _copy(index: FolderIndex, fact: Fact, name: str, target: Path) -> Change:
     done = []
     source = index.root / fact.pair.image
     suffix = source.suffix.lower()
-    if fact.orientation > 1:
+    upright = fact.orientation > 1 and index.in_channels in (1, 3)  # files of more channels have no EXIF
+    if upright:
         suffix = ".png"  # without the loss of another JPEG
         done.append("image turned upright")
     image_path = target / "images" / fact.split / f"{name}{suffix}"
     with atomic_path(image_path) as temporary:
-        if fact.orientation > 1:
-            Image.fromarray(read_image(source)).save(temporary)
+        if upright:
+            Image.fromarray(read_image(source, index.in_channels).squeeze()).save(temporary)
         else:
             shutil.copyfile(source, temporary)
     mask = _read_mask(index, fact)
@@ -103,7 +105,3 @@ def _read_mask(index: FolderIndex, fact: Fact) -> UInt8Array:
         return read_pair_mask(index, fact.pair, fact.image_size, fact.orientation)
     mask, _ = decode_known(read_raw_mask(index.root / fact.pair.mask[0]), index.encoding, index.classes)
     return np.ascontiguousarray(align_mask(mask, fact.image_size, fact.orientation))
-
-
-def _reason(fact: Fact) -> str:
-    return fact.image_error or fact.mask_error or "image and mask differ in size"

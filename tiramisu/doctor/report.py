@@ -67,7 +67,7 @@ def write_report(survey: Survey, findings: Sequence[Finding], verdict: str, path
         samples=draw_facts(survey.index, evenly(good, SAMPLES)),
     )  # fmt: skip
     with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # names of files may be anything
 
 
 def draw_facts(index: FolderIndex, facts: Sequence[Fact]) -> list[Picture]:

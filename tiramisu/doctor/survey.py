@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tiramisu.data.classes import VOID
 from tiramisu.data.folder import FolderIndex, align_mask, exif_orientation, read_pair_mask
 from tiramisu.data.layouts import Pair
-from tiramisu.data.masks import Encoding, RawMask, decode_known, read_raw_mask, survey_masks
+from tiramisu.data.masks import Encoding, RawMask, decode_known, is_grey, read_raw_mask
 from tiramisu.data.source import UInt8Array, read_image
 from tiramisu.errors import DataError
 from tiramisu.visualize import as_rgb
@@ -163,8 +163,7 @@ def _own_encoding(raw: RawMask, expected: Encoding) -> Encoding:
     """Return what a mask looks like by itself; what fits the others is taken for the same."""
     if raw.values.ndim == 2:
         return "index" if expected == "color" and raw.mode != "P" else expected
-    own = survey_masks([raw]).encoding
-    return own if expected == "color" or own == "color" else expected
+    return "color" if expected == "color" or not is_grey(raw.values) else expected
 
 
 def perceptual_hash(image: UInt8Array) -> int:

@@ -149,7 +149,8 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> Any:
     try:
         encoder = smp.encoders.get_encoder(name, in_channels, LEVELS, None if file is not None else weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"no such encoder: {name} with the weights {weights}: {error}") from error
+        reason = " ".join(str(error).split())[:160]  # it goes on to list hundreds
+        raise ValueError(f"no such encoder: {name} with the weights {weights}: {reason}") from error
     except OSError as error:
         raise WeightsError(f"the weights {weights} of {name} cannot be fetched ({error}); download them elsewhere, and "
                            f"give the safetensors file") from error  # fmt: skip

@@ -68,7 +68,13 @@ def check_resumable(path: Path, task: SegmentationTask) -> None:
     Raises:
         WeightsError: it cannot, or does not.
     """
-    check_state(task, read_checkpoint(path)["state_dict"], path)
+    checkpoint = read_checkpoint(path)
+    check_state(task, checkpoint["state_dict"], path)
+    for state in checkpoint.get("optimizer_states", []):
+        kept = [len(group["params"]) for group in state["param_groups"]]
+        if kept != [len(group["params"]) for group in task.build_optimizer().param_groups]:
+            raise WeightsError(f"{path} was trained with other learning rates for its parts; resume it with the same "
+                               f"--model.lr_decay, or with its own options: --resume {path.parent.parent}")  # fmt: skip
 
 
 def checkpoint_callbacks(run: Path) -> list[ModelCheckpoint]:

@@ -29,6 +29,10 @@ def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> 
     config = _read_config(folder / CONFIG_FILE)
     known = config.get("labels", {}).get("names")
     same_classes = known == list(labels.names)
+    theirs = config.get("in_channels", 3)
+    if theirs != network.in_channels:
+        raise WeightsError(f"the weights in {folder} are for images of {theirs} channels, the data have "
+                           f"{network.in_channels}; see --data.folder.in_channels")  # fmt: skip
     if not _fits(network, state, folder):
         network = _network_like(config, folder, labels)
     prefix = classifier_name(network) + "."

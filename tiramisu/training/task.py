@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tiramisu.data.statistics import count_pixels, suggest_weights
 from tiramisu.data.transforms import Item
@@ -125,9 +126,13 @@ class SegmentationTask(L.LightningModule):
             if self.trainer.is_global_zero:
                 print(f"Class weights: {named}.", file=sys.stderr)
 
+    def build_optimizer(self) -> Optimizer:
+        """Build the optimiser over all parameters, frozen ones included."""
+        return build_optimizer(self.optimizer_name, self.network, self.lr, self.weight_decay, self.lr_decay)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimiser and schedule; the schedule steps with the optimiser."""
-        optimizer = build_optimizer(self.optimizer_name, self.network, self.lr, self.weight_decay, self.lr_decay)
+        optimizer = self.build_optimizer()
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise ConfigError("training has no end: set --trainer.max_epochs or --trainer.max_steps")

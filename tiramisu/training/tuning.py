@@ -53,6 +53,8 @@ def tune(
     side = min(data.train_set.source[0].mask.shape)
     found = recommend(task.network, side, lambda text: tell(f"measuring {text} ..."))
     step, free = found or (None, 0.0)
+    if step is not None:  # the rate is for the batch that it comes with
+        data.crop_size, data.batch_size = step.crop, step.batch
     tell(f"trying {STEPS} learning rates from {LOWEST:g} to {HIGHEST:g} ...")
     with tempfile.TemporaryDirectory(prefix="tiramisu-") as folder:
         trainer = L.Trainer(
