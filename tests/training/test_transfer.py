@@ -1,5 +1,6 @@
 """Starting from other weights: what is kept, what is new, what is frozen, and how fast each part learns."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,35 @@ def test_a_pretrained_encoder_is_kept_at_first(train_args: TrainArgs, coins: Pat
     after = weights(last_run(tmp_path))
     for name, value in encoder.items():
         torch.testing.assert_close(after[f"encoder.{name}"], value)
+
+
+def test_a_run_is_not_resumed_with_other_rates_and_stays_as_it_was(
+    train_args: TrainArgs, coins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(own_args(train_args, coins, "--model.lr_decay=0.9", "--trainer.max_epochs=1"))
+    config = (last_run(tmp_path) / "config.yaml").read_text()
+    with pytest.raises(SystemExit):
+        main(own_args(train_args, coins, "--resume=last", "--trainer.max_epochs=2"))
+    assert "resume it with the same --model.lr_decay" in capsys.readouterr().err
+    assert (last_run(tmp_path) / "config.yaml").read_text() == config
+    main(["--resume", str(last_run(tmp_path)), "--trainer.max_epochs=2"])
+
+
+def test_weights_remember_how_the_folder_was_read(train_args: TrainArgs, coins: Path, tmp_path: Path) -> None:
+    main(own_args(train_args, coins, "--data.folder.val_share=0.5", "--trainer.max_epochs=1"))
+    model = last_run(tmp_path) / "model"
+    evaluate([f"--weights={model}", f"--data.root={coins}", f"--output={tmp_path / 'measured'}"])
+    measured = json.loads((tmp_path / "measured" / "evaluation.json").read_text())
+    assert measured["images"] == 6
+
+
+def test_weights_for_other_channels_are_refused(
+    train_args: TrainArgs, coins: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(own_args(train_args, coins, f"--model.init={trained_run / 'model'}", "--data.folder.in_channels=1"))
+    assert "are for images of 3 channels, the data have 1" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_rates_fall_towards_the_input() -> None:
