@@ -1,7 +1,6 @@
 """Mask files of every encoding, as class indices."""
 
 import functools
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,9 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tiramisu.data.classes import VOID, ClassEntry, ClassMap, build_class_map
-from tiramisu.data.source import MAX_PIXELS, UInt8Array
+from tiramisu.data.source import UInt8Array, open_mask
 from tiramisu.errors import DataError
-from tiramisu.images import FORMATS
 from tiramisu.labels import RGB
 
 Encoding = Literal["index", "color", "binary"]
@@ -45,23 +43,7 @@ def read_raw_mask(path: Path) -> RawMask:
     Raises:
         DataError: it is missing, damaged, or no file whose pixels could be classes.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if not path.is_file():  # opening a pipe would wait for ever
-                raise FileNotFoundError
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(f"{path} claims {image.width} x {image.height} pixels; make it smaller")
-                image.load()
-                return _to_raw(image, path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except DataError:
-        raise
-    except Exception as error:  # decoders fed with damaged bytes raise nearly anything
-        raise DataError(f"mask {path} cannot be read ({error or type(error).__name__}); replace it or remove it and "
-                        f"its image") from error  # fmt: skip
+    return _to_raw(open_mask(path), path)
 
 
 def _to_raw(image: Image.Image, path: Path) -> RawMask:

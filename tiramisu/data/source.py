@@ -1,5 +1,6 @@
 """What a data set is to the rest of the program: numbered images with masks, and what the classes mean."""
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -65,7 +66,7 @@ def read_mask(path: Path, labels: LabelSet) -> UInt8Array:
     Raises:
         DataError: the file is missing, unreadable, not an index mask, or has a value outside the classes.
     """
-    image = _open_mask(path)
+    image = open_mask(path)
     if image.mode not in ("L", "P"):
         raise DataError(f"mask {path} is of mode {image.mode}; masks must hold one class index per pixel (mode L or P)")
     mask = np.asarray(image)
@@ -78,15 +79,26 @@ def read_mask(path: Path, labels: LabelSet) -> UInt8Array:
     return mask
 
 
-def _open_mask(path: Path) -> Image.Image:
+def open_mask(path: Path) -> Image.Image:
+    """Open and decode the file of a mask, as it is stored.
+
+    Raises:
+        DataError: it is missing, damaged or too large.
+    """
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise DataError(f"{path} does not exist, or is no file")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path} claims {image.width} x {image.height} pixels; make it smaller or remove it")
-            image.load()
-            return image
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{path} cannot be read: {reason}; replace it or remove it and its partner") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of damaged metadata; the pixels decide
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{path} claims {image.width} x {image.height} pixels; make it smaller or remove it"
+                    )
+                image.load()
+                return image
+    except DataError:
+        raise
+    except Exception as error:  # decoders fed with damaged bytes raise nearly anything
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        raise DataError(f"mask {path} cannot be read: {reason}; replace it or remove it and its image") from error

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -391,10 +390,12 @@ def sweep(folder: Path | None = None) -> None:
         folder: that galleries are in; by default the one for temporary files.
     """
     for path in Path(folder or tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*-*"):
-        number = int(re.match(r"\d+", path.name.removeprefix(PREFIX))[0])  # type: ignore[index]  # the glob says so
+        number = path.name.removeprefix(PREFIX).partition("-")[0]
+        if not number.isdecimal():
+            continue
         with contextlib.suppress(psutil.AccessDenied, OSError):
             try:
-                began = psutil.Process(number).create_time()
+                began = psutil.Process(int(number)).create_time()
             except psutil.NoSuchProcess:
                 began = math.inf
             if path.stat().st_mtime < began - 1:  # in a container the next server has the same number
