@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -215,9 +216,9 @@ def open_folder(root: Path, options: FolderOptions) -> FolderIndex:
     key = json.dumps([INDEX_VERSION, str(root.resolve()), dataclasses.asdict(options)])
     file = user_cache() / "indexes" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored["stamps"] == stamps(root, list(stored["stamps"])):
-            return _from_stored(root, stored)
+        known, index = _read_index(file, file.stat().st_mtime_ns, root)
+        if known == stamps(root, list(known)):
+            return index
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or of another version
     index = scan_folder(root, options)
@@ -268,13 +269,18 @@ def _to_store(index: FolderIndex, options: FolderOptions) -> dict[str, Any]:
     }
 
 
-def _from_stored(root: Path, stored: dict[str, Any]) -> FolderIndex:
+@functools.lru_cache(maxsize=2)  # a start of training asks several times
+def _read_index(file: Path, written: int, root: Path) -> tuple[dict[str, int], FolderIndex]:
+    """Return what an index depends on, and the index; `written` makes a newer file another one."""
+    del written
+    stored = json.loads(file.read_text(encoding="utf-8"))
     splits = {split: [Pair(row[0], tuple(row[1:])) for row in rows] for split, rows in stored["splits"].items()}
     listing = Listing(**stored["listing"])
     everything = [pair for pairs in splits.values() for pair in pairs]
     listing.pairs = splits if stored["split"] else {"": everything}
     classes = ClassMap.from_dict(stored["classes"])
-    return FolderIndex(root, listing, splits, classes, stored["encoding"], stored["inferred"], stored["in_channels"])
+    index = FolderIndex(root, listing, splits, classes, stored["encoding"], stored["inferred"], stored["in_channels"])
+    return stored["stamps"], index
 
 
 def scan_folder(root: Path, options: FolderOptions) -> FolderIndex:
