@@ -1,6 +1,7 @@
 import json
 import re
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from tests.own_images import COLORS, EXACT, LAYOUTS, NAMES, draw, make, names_of, palette, save
 from tiramisu.data import open_source
 from tiramisu.data.classes import read_classes, write_classes
-from tiramisu.data.folder import FolderOptions, open_folder
+from tiramisu.data.folder import FolderOptions, _read_index, open_folder
 from tiramisu.data.splits import draw_splits
 from tiramisu.errors import ConfigError, DataError
 
@@ -239,7 +240,6 @@ def test_a_folder_without_pairs_is_told(prepare, words: str, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_images_start_at_once(tmp_path: Path) -> None:
-    """The first scan looks at names only; the second one not even at those."""
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     image, mask = draw(0, (32, 32))
@@ -257,6 +257,14 @@ def test_a_hundred_thousand_images_start_at_once(tmp_path: Path) -> None:
     start = time.perf_counter()
     index = open_folder(tmp_path, FolderOptions())
     assert sum(map(len, index.splits.values())) == 100_000
+    """The first scan looks at names only; the second one not even at those."""
+    tracemalloc.start()
+    _read_index.cache_clear()
+    open_folder(tmp_path, FolderOptions())
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(f"100,000 images: the index takes {kept / 2**20:.0f} MiB")
+    assert kept < 200 * 2**20
     print(f"100,000 images: the second one {time.perf_counter() - start:.1f} s")
 
 

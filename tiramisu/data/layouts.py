@@ -25,7 +25,7 @@ EXPECTED = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
     """An image and where its mask is; paths are relative to the root, with slashes.
 
