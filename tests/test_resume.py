@@ -15,7 +15,6 @@ from tiramisu.train import main
 from .conftest import TrainArgs
 
 EPOCHS = 6
-pytestmark = pytest.mark.slow  # in a process of its own, see .ci/run
 
 
 def _options(tmp_path: Path, name: str) -> list[str]:

@@ -1,3 +1,6 @@
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -195,3 +198,24 @@ def test_gpus_without_bf16_compute_in_fp16(monkeypatch: pytest.MonkeyPatch) -> N
     assert inference_precision(torch.device("cuda")) == torch.float16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert inference_precision(torch.device("cuda")) == torch.bfloat16
+
+
+SIGNAL_AFTER_A_DROPPED_ENGINE = """
+import signal, subprocess, sys, threading
+from tiramisu.inference import Segmenter
+
+signal.signal(signal.SIGCHLD, lambda *_: None)
+kept = [Segmenter.load(sys.argv[1], engine="openvino")]
+thread = threading.Thread(target=kept.clear)
+thread.start()
+thread.join()
+for _ in range(5):
+    subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="this system has no such signal")
+def test_signals_are_safe_after_an_engine_was_dropped_in_another_thread(trained_run: Path) -> None:
+    command = [sys.executable, "-c", SIGNAL_AFTER_A_DROPPED_ENGINE, str(trained_run / "model")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tiramisu.errors import ConfigError
 from tiramisu.inference.engines import GRAPH_KEY, Card, UInt8Array, is_installed
-from tiramisu.inference.openvino_engine import import_openvino
+from tiramisu.inference.openvino_engine import import_openvino, openvino_core
 from tiramisu.inference.torch_engine import images_to_float, network_card
 from tiramisu.models import SegmentationNetwork
 
@@ -112,7 +112,7 @@ def write_int8(graph: Path, images: Iterable[UInt8Array], path: Path) -> None:
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     calibration = list(images)
-    model = ov.Core().read_model(graph)
+    model = openvino_core().read_model(graph)
     card = str(model.get_rt_info([GRAPH_KEY]).astype(str))
     convolutions = [
         node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"

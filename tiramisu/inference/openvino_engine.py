@@ -1,5 +1,6 @@
 """Running an exported graph in OpenVINO, on the CPU."""
 
+import functools
 import queue
 import sys
 from collections.abc import Generator
@@ -22,6 +23,16 @@ def import_openvino() -> Any:
     return openvino
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """Return OpenVINO's core, one for the process and never let go.
+
+    Its CPU plugin gives the thread that loads it a stack for signals, and unmaps that when the core goes. Where that
+    happens in another thread, the next signal with a handler, such as the end of a child, kills the process.
+    """
+    return import_openvino().Core()
+
+
 class OpenVinoEngine:
     """A graph in OpenVINO.
 
@@ -35,7 +46,7 @@ class OpenVinoEngine:
 
     def __init__(self, graph: Path, precision: Precision = "auto") -> None:
         ov = import_openvino()
-        core = ov.Core()
+        core = openvino_core()
         try:
             model = core.read_model(graph)
             if not model.has_rt_info([GRAPH_KEY]):
