@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import TrainArgs
 from tests.own_images import draw, make, save
 from tiramisu.evaluate import main as evaluate
-from tiramisu.models import FCDenseNet
+from tiramisu.models import FCDenseNet, SmpNetwork
 from tiramisu.models.encoder_decoder import build_encoder
 from tiramisu.train import main
 from tiramisu.training.optim import build_optimizer
@@ -85,6 +85,21 @@ def test_weights_of_another_network_bring_it_along(
     main(own_args(train_args, coins, init, "--model.network.growth_rate=6", "--trainer.max_epochs=1"))
     assert weights(last_run(tmp_path)).keys() == weights(trained_run).keys()
     assert "renewed for 3 classes" in capsys.readouterr().err
+
+
+def test_other_architectures_keep_all_but_their_classifier_too(
+    train_args: TrainArgs, coins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = SmpNetwork(11, "unet", "resnet18")
+    network.save_pretrained(tmp_path / "unet")
+    before = load_file(tmp_path / "unet" / "model.safetensors")
+    options = ["--model.lr=0", "--model.ema_decay=0", "--model.lr_decay=0.5", "--trainer.max_epochs=1"]
+    main(own_args(train_args, coins, f"--model.init={tmp_path / 'unet'}", *options))
+    assert "(SmpNetwork): its classifier is renewed for 3 classes" in capsys.readouterr().err
+    after = weights(last_run(tmp_path))
+    for name in ("model.encoder.conv1.weight", "model.decoder.blocks.0.conv1.0.weight"):
+        torch.testing.assert_close(after[name], before[name])
+    assert after["model.segmentation_head.0.weight"].shape[0] == 3
 
 
 def test_frozen_parts_stay_as_they_are_and_then_learn(

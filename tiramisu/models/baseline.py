@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiramisu.models.network import SegmentationNetwork
 
@@ -50,9 +50,18 @@ class SmpNetwork(SegmentationNetwork):
             )
         except (KeyError, RuntimeError, TypeError) as error:
             raise ValueError(f"no such baseline: arch={arch}, encoder_name={encoder_name}: {error}") from error
+        self.pretrained = encoder_weights is not None
         # Once loaded, the weights come from model.safetensors: loading must not download the encoder's again.
         if isinstance(self._hub_mixin_config, dict):
             self._hub_mixin_config["encoder_weights"] = None
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Return encoder, decoder and classifier, as every architecture has them."""
+        return [[self.model.encoder], [self.model.decoder], [self.model.segmentation_head]]
+
+    def pretrained_parts(self) -> list[nn.Module]:
+        """Return the encoder, if it started from weights of another task."""
+        return [self.model.encoder] if self.pretrained else []
 
     def compute_logits(self, x: Tensor) -> Tensor:
         """Map normalised images to logits, padded to a multiple of 32 as these encoders need."""

@@ -86,7 +86,7 @@ class SegmentationNetwork(nn.Module, PyTorchModelHubMixin, model_card_template=M
 
         Learning rates may fall towards the input, and the parts before the last may be kept for the first epochs.
         """
-        return [[child] for child in self.children() if any(True for _ in child.parameters())]
+        raise NotImplementedError
 
     def pretrained_parts(self) -> list[nn.Module]:
         """Return the parts that started from weights of another task; none where all of it starts from scratch."""

@@ -132,8 +132,8 @@ def recommend(
     slope = max((larger.memory - small.memory) / (pixels[1] - pixels[0]), 1e-6)
     fixed = small.memory - slope * pixels[0]
     batches = BATCHES if default_device().type == "cuda" else CPU_BATCHES
-    largest = max(64, min(MAX_CROP, side) // CROP_STEP * CROP_STEP)
-    for crop in range(largest, 63, -CROP_STEP):
+    largest = max(CROP_STEP, min(MAX_CROP, side) // CROP_STEP * CROP_STEP)
+    for crop in range(largest, 0, -CROP_STEP):
         for batch in batches:
             if fixed + slope * batch * crop**2 > budget:
                 continue
