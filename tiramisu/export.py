@@ -1,4 +1,4 @@
-"""Export weights for OpenVINO or ONNX Runtime: ``python -m tiramisu.export --format onnx ...``."""
+"""Export weights as graphs, or at half their size: ``python -m tiramisu.export --format onnx ...``."""
 
 import sys
 import tempfile
@@ -22,15 +22,16 @@ from tiramisu.inference.inputs import find_inputs
 from tiramisu.inference.segmenter import TILE, Segmenter
 from tiramisu.inference.torch_engine import TorchEngine
 from tiramisu.models import load_network
+from tiramisu.models.network import store_as_float16
 from tiramisu.weights import find_weights
 
-Format = Literal["onnx", "openvino", "openvino-int8"]
+Format = Literal["onnx", "openvino", "openvino-int8", "float16"]
 
 CHECKED_IMAGES = 4
 CHECK_SIZES = ((96, 128), (150, 210))  # of the images that are compared, where no others are given
 # Share of pixels whose class must be the same as torch's, both in float32 but for what is int8. Integers move the
 # classes along borders, and more in weights that are hardly trained; what that costs, labelled data tell.
-AGREEMENT = {"onnx": 0.995, "openvino": 0.995, "openvino-int8": 0.9}
+AGREEMENT = {"onnx": 0.995, "openvino": 0.995, "openvino-int8": 0.9, "float16": 0.995}
 CALIBRATION_IMAGES = 100
 DEFAULT_DATA = DataOptions()
 
@@ -46,11 +47,13 @@ def export(
     """Write a graph with classes and normalisation inside, checked against torch, for images of any size.
 
     Its input are uint8 images (batch, height, width, 3) in RGB, its output logits (batch, classes, height, width).
+    `float16` is no graph but a folder of weights of half the size, which is used and trained on as any other.
 
     Args:
         weights: folder of weights, or name of shipped ones.
-        format: `onnx` is float32, `openvino` runs in bf16 where the hardware has it, `openvino-int8` in 8-bit integers.
-        output: file ending in .onnx, or folder for OpenVINO's graph.
+        format: `onnx` is float32, `openvino` runs in bf16 where the hardware has it, `openvino-int8` in 8-bit integers;
+            `float16` is for storing.
+        output: file ending in .onnx, or folder for OpenVINO's graph or the weights.
         calibration: folder of images like those that the network will see; needed for int8.
         images: how many of them to use at most.
         data: labelled data on which to print the loss of mIoU, such as --data.root DIR.
@@ -82,7 +85,10 @@ def export(
             shares = check(temporary, folder, format, samples)
     else:
         with atomic_folder(output) as staging:
-            if format == "openvino":
+            if format == "float16":
+                store_as_float16(network)
+                network.save_pretrained(staging)
+            elif format == "openvino":
                 write_openvino(network, staging / OPENVINO_GRAPH)
             else:
                 with tempfile.TemporaryDirectory() as scratch:
@@ -136,7 +142,7 @@ def check(graph: Path, weights: Path, kind: Format, samples: Sequence[UInt8Array
     Raises:
         TiramisuError: too few are equal.
     """
-    exported = Segmenter(open_engine(graph, precision="fp32"))
+    exported = Segmenter(open_engine(graph, "torch" if kind == "float16" else "auto", precision="fp32"))
     reference = Segmenter(TorchEngine.open(weights, "cpu", "fp32"))
     shares = [float(np.mean(exported(sample).mask == reference(sample).mask)) for sample in samples[:CHECKED_IMAGES]]
     if min(shares) < AGREEMENT[kind]:

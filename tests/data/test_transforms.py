@@ -68,6 +68,13 @@ def test_padding_is_void_wherever_the_scene_was_made_smaller() -> None:
     assert padded > 3
 
 
+@pytest.mark.parametrize(("scale", "void"), [((0.5, 0.5), 0.75), ((1.5, 2.0), 0.0)])
+def test_the_range_of_scales_can_be_chosen(scale: tuple[float, float], void: float) -> None:
+    dataset = SegmentationDataset(White(), "strong", 64, seed=0, scale=scale)
+    shares = [float((dataset[SampleKey(epoch, 0)].mask == 255).float().mean()) for epoch in range(4)]
+    assert shares == pytest.approx([void] * 4)
+
+
 def test_images_and_masks_move_together() -> None:
     source = Streets("train", (96, 128))
     plain = {}

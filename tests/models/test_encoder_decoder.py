@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from tiramisu.errors import WeightsError
 from tiramisu.models import EncoderFCDenseNet, load_network
 from tiramisu.models.encoder_decoder import build_encoder
+from tiramisu.models.imagenet import load_packaged_weights
 from tiramisu.models.kernels import Kernel
 
 LAYERS = (1, 1, 1, 1, 1)
@@ -84,3 +85,15 @@ def test_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
     save_file(build_encoder("resnet18", None, 3).state_dict(), tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="another architecture"):
         EncoderFCDenseNet(2, "resnet34", str(tmp_path / "x.safetensors"))
+
+
+def test_imagenet_weights_come_from_an_installed_package(tmp_path: Path) -> None:
+    encoder = build_encoder("tu-tf_efficientnet_lite0", "imagenet", 3).eval()
+    # Trained batch norms keep variances apart from 1, and features of a photo stay in range all the way up.
+    assert float(encoder.model.bn1.running_var.std()) > 0.1
+    with torch.no_grad():
+        *_, last = encoder(torch.randn(1, 3, 64, 64))
+    assert last.abs().mean() < 10
+    torch.save({"other": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"other\.pth has other tensors"):
+        load_packaged_weights(encoder, tmp_path / "other.pth")

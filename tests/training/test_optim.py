@@ -61,3 +61,10 @@ def test_onecycle_rises_and_falls_to_nearly_nothing() -> None:
 
 def test_constant_stays() -> None:
     assert set(_rates("constant", 20)) == {1.0}
+
+
+def test_trapezoid_is_flat_until_its_last_quarter() -> None:
+    rates = _rates("trapezoid", 100)
+    assert set(rates[:76]) == {1.0}
+    assert rates[75:] == sorted(rates[75:], reverse=True) and 0 < rates[-1] < 0.05
+    assert _rates("trapezoid", 200)[:150] == [1.0] * 150  # what comes before the fall serves a longer training as well

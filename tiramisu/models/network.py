@@ -162,6 +162,16 @@ class SegmentationNetwork(nn.Module, PyTorchModelHubMixin, model_card_template=M
         return network.eval()
 
 
+def store_as_float16(network: nn.Module) -> None:
+    """Turn the weights of convolutions into float16 for saving; loading makes them float32 again.
+
+    Biases and batch norm stay as they are: they are few, and a small variance would become 0.
+    """
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.half()
+
+
 def load_weights_file(network: nn.Module, file: Path, device: str = "cpu", strict: bool = True) -> None:
     """Load a safetensors file into `network`.
 

@@ -12,10 +12,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from tiramisu.models import SegmentationNetwork
 
 OptimizerName = Literal["adamw", "sgd", "rmsprop"]
-ScheduleName = Literal["constant", "exponential", "cosine", "onecycle"]
+ScheduleName = Literal["constant", "exponential", "cosine", "onecycle", "trapezoid"]
 
 ONECYCLE_RISE = 0.3  # share of the steps in which the rate rises, and the share of its peak at which it starts:
 ONECYCLE_START = 0.04  # the defaults of fastai and torch
+TRAPEZOID_FALL = 0.25  # share of the steps in which the rate falls
 
 
 class LasagneRMSprop(Optimizer):
@@ -119,7 +120,8 @@ def build_schedule(
 
     Args:
         name: `constant`; `exponential`: times `gamma` after every epoch (the paper); `cosine`: down to 0;
-            `onecycle`: up for 30 % of the time, then down to 0 (Smith, 2018).
+            `onecycle`: up for 30 % of the time, then down to 0 (Smith, 2018); `trapezoid`: flat, down to 0 in the last
+            quarter (Hägele et al., 2024), so that what precedes it serves a longer training as well.
         optimizer: its rate is scheduled.
         total_steps: optimiser steps of the whole training.
         steps_per_epoch: optimiser steps of one epoch.
@@ -139,6 +141,8 @@ def build_schedule(
             return gamma ** (step // steps_per_epoch)
         if name == "constant":
             return 1.0
+        if name == "trapezoid":
+            return min(1.0, (1 - step / max(1, total_steps)) / TRAPEZOID_FALL)
         return _cosine(1.0, 0.0, progress)
 
     # Not torch's OneCycleLR: it keeps its number of steps in the checkpoint, so that a run which is resumed with more

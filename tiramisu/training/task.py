@@ -40,7 +40,7 @@ class SegmentationTask(L.LightningModule):
         lr: learning rate (the peak of warm-up and of one-cycle).
         optimizer: `adamw`, `sgd` or `rmsprop` (the paper's).
         weight_decay: of convolution weights.
-        schedule: `constant`, `exponential` (per epoch), `cosine` or `onecycle`.
+        schedule: `constant`, `exponential` (per epoch), `cosine`, `onecycle`, or `trapezoid`, whose last quarter falls.
         lr_gamma: factor per epoch of `exponential`.
         warmup_epochs: epochs of linear warm-up.
         label_smoothing: share of the target that is spread over all classes.
