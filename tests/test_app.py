@@ -46,6 +46,7 @@ def scene(number: int, size: tuple[int, int] = (48, 64)) -> bytes:
 def runs(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = trained_run.parent.parent
     monkeypatch.setenv("TIRAMISU_RUNS", str(root))
+    monkeypatch.setattr("tiramisu.weights.SHIPPED", root)  # where no weights lie
     st.cache_resource.clear()
     return root
 
@@ -82,6 +83,16 @@ def test_without_weights_it_offers_to_train(app: AppTest, tmp_path: Path, monkey
     assert not errors(app)
     assert "no weights yet" in app.info[0].value
     assert [button.label for button in app.button] == ["Train a small model"]
+
+
+def test_the_shipped_weights_are_used_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TIRAMISU_RUNS", str(tmp_path))
+    app = AppTest.from_file(str(APP), default_timeout=60).run()
+    assert not errors(app)
+    assert app.selectbox(key="model").value == "camvid"
+    app.button(key="sample1").click().run()
+    assert not errors(app)
+    assert [heading.value for heading in app.subheader] == ["scene 2.png"]
 
 
 def test_a_sample_is_one_click_away_and_stays_in_the_address(app: AppTest) -> None:

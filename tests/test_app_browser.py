@@ -25,6 +25,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tiramisu.data.streets import draw_scene
 from tiramisu.inference import Segmenter
+from tiramisu.weights import shipped_weights
 
 ROOT = Path(__file__).parent.parent
 SCREENSHOTS = ROOT / "screenshots"
@@ -75,19 +76,24 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def server(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(trained_run.parent.parent, tmp_path_factory.mktemp("server") / "log.txt") as server:
+    with serve(trained_run.parent.parent, tmp_path_factory.mktemp("server")) as server:
         yield server
 
 
 @contextlib.contextmanager
-def serve(runs: Path, log: Path) -> Iterator[Server]:
+def serve(runs: Path, folder: Path) -> Iterator[Server]:
+    """Serve a copy of the app without the shipped weights: the tests' own model is smaller, and may be missing."""
+    for part in ("tiramisu", "configs", ".streamlit"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", *shipped_weights()))
+    shutil.copy(ROOT / "app.py", folder)
+    log = folder / "log.txt"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {"TIRAMISU_RUNS": str(runs)}
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
     address = f"http://127.0.0.1:{port}"
     for _ in range(600):
         try:
@@ -273,7 +279,7 @@ def write_video(path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_model_can_be_trained_where_there_is_none(browser: Browser, tmp_path: Path) -> None:
-    with serve(tmp_path / "runs", tmp_path / "log.txt") as server:
+    with serve(tmp_path / "runs", tmp_path / "app") as server:
         context = browser.new_context(viewport={"width": 1000, "height": 600})
         page, other = context.new_page(), context.new_page()
         page.goto(server.address)

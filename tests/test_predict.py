@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -330,9 +331,15 @@ def test_mistakes_are_told_in_one_line(weights: Path, scenes: Path, tmp_path: Pa
     assert error.startswith("tiramisu.predict: error: ") and words in error and len(error) < 400, error
 
 
-def test_without_weights_the_newest_run_is_used(
+def test_without_weights_the_shipped_ones_are_used(scenes: Path, tmp_path: Path, capsys) -> None:
+    main([str(scenes / "0000.png"), f"--output={tmp_path}"])
+    assert re.search("Using the weights in .*camvid", capsys.readouterr().err)
+
+
+def test_where_none_are_shipped_the_newest_run_is_used(
     trained_run: Path, scenes: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tiramisu.weights.SHIPPED", tmp_path)
     monkeypatch.chdir(trained_run.parent.parent.parent)
     main([str(scenes / "0000.png"), f"--output={tmp_path}"])
     assert f"Using the weights in {Path('runs/tiny/version_0/model')}" in capsys.readouterr().err

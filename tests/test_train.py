@@ -1,6 +1,7 @@
 """Training as users start it."""
 
 import csv
+import inspect
 import json
 import pickle
 import resource
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from tiramisu.models import load_network
+from tiramisu.models import EncoderFCDenseNet, FCDenseNet, SmpNetwork, load_network
 from tiramisu.train import main
 
 from .conftest import TrainArgs, write_camvid
@@ -139,6 +141,18 @@ def test_without_a_configuration_quickstart_runs_and_says_so(capsys: pytest.Capt
         main(["--print_config"])
     assert ended.value.code == 0
     assert "name: quickstart" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("network", [FCDenseNet, EncoderFCDenseNet, SmpNetwork])
+def test_every_network_has_its_own_defaults(network: type, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plain.yaml").write_text("name: plain\n")
+    with pytest.raises(SystemExit):
+        main([f"--config={tmp_path / 'plain.yaml'}", f"--model.network={network.__name__}", "--print_config"])
+    options = yaml.safe_load(capsys.readouterr().out)["model"]["network"]["init_args"]
+    signature = inspect.signature(network).parameters
+    ours = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    defaults = {name: signature[name].default for name in ours}
+    assert ours == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
 
 
 def test_runs_of_one_name_get_folders_of_their_own(train_args: TrainArgs, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from json import dumps
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from tiramisu.cli import YES_NO, command, hide_library_noise, run_function, with
 from tiramisu.device import default_device, default_precision
 from tiramisu.errors import ConfigError
 from tiramisu.inference.engines import is_installed
+from tiramisu.weights import find_weights
 
 FOLDER_IMAGES = 12
 FEW_ROUNDS = 3  # of what takes seconds
@@ -30,6 +32,7 @@ def benchmark(
     rounds: int = 7,
     warmup: int = 2,
     smp: Sequence[str] = (),
+    weights: Sequence[str] = (),
     json: bool = False,
 ) -> None:
     """Time an FC-DenseNet against its textbook implementation, in turn, each in a process of its own.
@@ -47,10 +50,12 @@ def benchmark(
         rounds: timed steps of each contender.
         warmup: untimed steps before.
         smp: architectures of segmentation_models_pytorch to add, such as [unet/resnet34].
+        weights: folders of weights, or names of shipped ones, to add to `predict`, such as [camvid].
         json: print JSON.
 
     Raises:
         ConfigError: an option is out of range.
+        WeightsError: there are no such weights.
     """
     size = size or ((224, 224) if task == "train" else (360, 480))
     batch = (4 if task == "train" else 1) if batch is None else batch
@@ -59,8 +64,10 @@ def benchmark(
     if task == "predict":
         if smp or batch != 1:
             raise ConfigError("--smp and --batch are for train and infer")
-        benchmark_predict(variant, size, rounds, warmup, json)
+        benchmark_predict(variant, size, rounds, warmup, {name: find_weights(name) for name in weights}, json)
         return
+    if weights:
+        raise ConfigError("--weights is for predict")
     ours = Contender(OURS, "tiramisu", variant, task, batch, size)
     contenders = [
         ours,
@@ -85,7 +92,12 @@ def benchmark(
 
 
 def benchmark_predict(
-    variant: Literal[56, 67, 103], size: tuple[int, int], rounds: int, warmup: int, json: bool
+    variant: Literal[56, 67, 103],
+    size: tuple[int, int],
+    rounds: int,
+    warmup: int,
+    weights: Mapping[str, Path],
+    json: bool,
 ) -> None:
     """Time all engines from image to mask, a folder of images, and the start of `predict`."""
     with workplace(variant, size, FOLDER_IMAGES) as folder:
@@ -93,7 +105,9 @@ def benchmark_predict(
         if is_installed("nncf") and "openvino" in engines:
             add_int8(folder)
         textbook = Contender(UNTUNED, "textbook", variant, "infer", 1, size, tuned=False)
-        contenders = [*engine_contenders(textbook, folder, engines), textbook]
+        others = [dataclasses.replace(textbook, name=name, network="auto", tuned=True, weights=path)
+                  for name, path in weights.items()]  # fmt: skip
+        contenders = [*engine_contenders(textbook, folder, engines), *others, textbook]
         timings = run_contenders(contenders, UNTUNED, rounds, warmup)
         whole = measure_folder(folder / "weights", folder / "images", FEW_ROUNDS)
         start = measure_start(folder / "weights", next((folder / "images").iterdir()), FEW_ROUNDS)

@@ -50,7 +50,7 @@ def transfer(root: Path, epochs: int = 10, size: Size = 0, runs: Path = Path("ru
 def train(name: str, root: Path, epochs: int, runs: Path, options: Sequence[str]) -> dict[str, Any]:
     """Train in a process of its own; return the report."""
     arguments = [
-        f"--config={shipped_config('camvid.yaml')}", f"--name={name}", f"--runs={runs}", f"--data.root={root}",
+        f"--config={shipped_config('camvid_scratch.yaml')}", f"--name={name}", f"--runs={runs}", f"--data.root={root}",
         "--model.network=EncoderFCDenseNet", *options, "--model.ema_decay=0.99",
         "--model.class_weights=auto", f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={epochs}",
         "--trainer.enable_progress_bar=false",

