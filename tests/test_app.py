@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -40,6 +41,12 @@ def scene(number: int, size: tuple[int, int] = (48, 64)) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(draw_scene(5, number, *size)[0]).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def restored_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AppTest leaves the app in place of the main module, which every process spawned later would then run."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 @pytest.fixture

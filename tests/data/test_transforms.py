@@ -2,13 +2,14 @@ from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
 
 from tiramisu.data import Sample, Streets
 from tiramisu.data.loading import EpochSampler, build_loader
-from tiramisu.data.transforms import SampleKey, SegmentationDataset
+from tiramisu.data.transforms import SampleKey, SegmentationDataset, build_augmentation
 from tiramisu.errors import ConfigError, DataError
 from tiramisu.labels import LabelSet
 
@@ -73,6 +74,21 @@ def test_the_range_of_scales_can_be_chosen(scale: tuple[float, float], void: flo
     dataset = SegmentationDataset(White(), "strong", 64, seed=0, scale=scale)
     shares = [float((dataset[SampleKey(epoch, 0)].mask == 255).float().mean()) for epoch in range(4)]
     assert shares == pytest.approx([void] * 4)
+
+
+@pytest.mark.parametrize("scale", [0.6, 0.8, 1.3, 1.6])
+def test_masks_lie_on_their_images_at_every_scale(scale: float) -> None:
+    """Nearest-neighbour scaling that rounds coordinates down puts masks up to half a pixel beside their images."""
+    pipeline = build_augmentation("strong", 32, 255, scale=(scale, scale))
+    assert pipeline is not None
+    (rescale,) = [step for step in pipeline.transforms if isinstance(step, A.RandomScale)]
+    offsets = []
+    for column in range(40, 80):
+        mask = np.zeros((64, 128), np.uint8)
+        mask[:, column:] = 1
+        moved = rescale(image=np.dstack([mask * np.uint8(255)] * 3), mask=mask)
+        offsets.append(moved["image"][5, :, 0].sum() / 255 - moved["mask"][5].sum())
+    assert abs(np.mean(offsets)) < 0.1
 
 
 def test_images_and_masks_move_together() -> None:

@@ -3,6 +3,7 @@
 import os
 from typing import Any, Literal, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -79,7 +80,9 @@ def build_augmentation(
             A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
         ]
         if crop_size is not None:
-            geometry = [A.RandomScale(scale_limit=(scale[0] - 1, scale[1] - 1), p=1.0), padding]
+            limits = (scale[0] - 1, scale[1] - 1)
+            # the default, INTER_NEAREST, rounds coordinates down: masks would lie up to half a pixel beside the images
+            geometry = [A.RandomScale(limits, mask_interpolation=cv2.INTER_NEAREST_EXACT, p=1.0), padding]
     if crop_size is not None:
         if pad and not geometry:
             geometry = [padding]

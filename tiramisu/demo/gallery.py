@@ -407,7 +407,7 @@ def thumbnail(image: UInt8Array, mask: UInt8Array, labels: LabelSet) -> str:
     scale = min(1.0, THUMBNAIL_SIDE / max(image.shape[:2]))
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
     return data_url(overlay(small, mask, labels), "JPEG", quality=80)
 
 

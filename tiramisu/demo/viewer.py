@@ -93,4 +93,4 @@ def write_settings(settings: dict[str, Any], labels: LabelSet) -> dict[str, str]
 def _shrink(values: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     if size == values.shape[::-1]:
         return values
-    return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST_EXACT)

@@ -91,7 +91,7 @@ def _copy(index: FolderIndex, fact: Fact, name: str, target: Path) -> Change:
     if fact.turned:
         done.append("mask turned upright")
     if mask.shape != fact.image_size:
-        mask = cv2.resize(mask, fact.image_size[::-1], interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(mask, fact.image_size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         done.append("mask resized")
     if fact.unknown:
         done.append("unknown values made void")

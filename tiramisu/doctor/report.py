@@ -87,7 +87,7 @@ def _draw(index: FolderIndex, fact: Fact) -> Picture | None:
         mask = read_pair_mask(index, fact.pair, fact.image_size, fact.orientation)
     except DataError:
         return Picture(data_url(shrunk, "JPEG", quality=80), alt)
-    small = cv2.resize(mask, (shrunk.shape[1], shrunk.shape[0]), interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(mask, (shrunk.shape[1], shrunk.shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
     both = np.concatenate([shrunk, overlay(shrunk, small, index.classes.labels)], axis=1)
     return Picture(data_url(both, "JPEG", quality=80), f"{alt}, and with its mask")
 

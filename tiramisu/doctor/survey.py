@@ -190,7 +190,7 @@ def find_shift(image: UInt8Array, mask: UInt8Array) -> tuple[tuple[int, int], fl
     scale = min(1.0, SMALL_SIDE / max(mask.shape))
     size = max(8, round(mask.shape[1] * scale)), max(8, round(mask.shape[0] * scale))
     grey = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(np.float32)
-    small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
     edges = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
     edges = np.minimum(edges, np.percentile(edges, 95) + 1)  # one bright edge must not decide
     borders = np.zeros(small.shape, np.float32)
