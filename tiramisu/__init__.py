@@ -4,4 +4,4 @@ The commands are modules: ``python -m tiramisu`` lists them. Importing this pack
 Lightning nor anything that touches the network is loaded.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from tiramisu.errors import WeightsError
@@ -19,6 +20,16 @@ def test_any_size_in_the_same_size_out(layers: tuple[int, ...], size: tuple[int,
     network = EncoderFCDenseNet(4, "resnet18", layers_per_block=layers).eval()
     with torch.no_grad():
         assert network(torch.rand(2, 3, *size)).shape == (2, 4, *size)
+
+
+def test_features_lie_where_training_had_them_whatever_the_sides() -> None:
+    """TensorFlow's convolutions pad odd and even sides differently; crops of training have even ones at every level."""
+    torch.manual_seed(0)
+    network = EncoderFCDenseNet(4, "tu-tf_efficientnet_lite0", layers_per_block=LAYERS).eval()
+    image = torch.rand(1, 3, 72, 100)
+    with torch.no_grad():
+        logits, padded = network(image), network(F.pad(image, (0, 28, 0, 24), mode="replicate"))
+    torch.testing.assert_close(logits, padded[:, :, :72, :100])
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2", "mit_b0"])  # mit_b0 has nothing at half resolution
