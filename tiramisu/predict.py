@@ -46,6 +46,8 @@ class Settings:
         passes: of mc-dropout.
         overlay: writes overlays/; --overlay alone is jpg.
         opacity: of the overlays' colours, 0 to 1.
+        fit: images much larger than those of training are segmented at their size, where these were whole views of a
+            camera, as CamVid's are; --fit false segments every image as it is.
         probabilities: writes probabilities/, a float16 array (classes, height, width) an image.
         annotations: files for labelling tools.
         overwrite: do everything again, also what is done.
@@ -64,6 +66,7 @@ class Settings:
     passes: int = PASSES
     overlay: OverlayKind = "none"
     opacity: float = 0.55
+    fit: bool = True
     probabilities: bool = False
     annotations: tuple[AnnotationKind, ...] = ()
     overwrite: bool = False
@@ -86,7 +89,7 @@ class Settings:
     def made_with(self, weights: Path) -> dict[str, Any]:
         """Return what the masks depend on."""
         chosen = {key: getattr(self, key) for key in ("tta", "uncertainty", "engine", "precision")}
-        return {"weights": content_hash(weights), **chosen}
+        return {"weights": content_hash(weights), **chosen, **({} if self.fit else {"fit": False})}
 
     @property
     def made(self) -> dict[str, Any]:
@@ -101,7 +104,7 @@ class Settings:
     @property
     def options(self) -> Options:
         """Return those for the segmenter."""
-        return Options(self.tta, self.uncertainty, self.passes, self.probabilities)
+        return Options(self.tta, self.uncertainty, self.passes, self.probabilities, fit=self.fit)
 
     @property
     def wanted(self) -> Wanted:

@@ -290,6 +290,7 @@ def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:
         "dataset": config["data"]["dataset"],
         "data_license": DATASETS[config["data"]["dataset"]].license,
         "resolution": list(cli.datamodule.val_set.source[0].mask.shape),
+        "whole_views": DATASETS[config["data"]["dataset"]].whole_views,
         **({"holdout": cli.datamodule.holdout} if cli.datamodule.holdout else {}),
         **({"folder": dataclasses.asdict(cli.datamodule.folder)} if cli.datamodule.dataset == "folder" else {}),
         "recipe": config["name"],

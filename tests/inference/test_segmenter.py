@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiramisu.data.streets import Streets, draw_scene
 from tiramisu.errors import ConfigError, WeightsError
 from tiramisu.images import decode_image
 from tiramisu.inference.engines import open_engine
-from tiramisu.inference.segmenter import Options, Segmenter, argmax, entropy
+from tiramisu.inference.segmenter import Options, Segmenter, argmax, enlarge_by_strips, entropy, resize_maps
 from tiramisu.inference.torch_engine import inference_precision
 from tiramisu.models import FCDenseNet, load_network
 
@@ -82,6 +83,48 @@ def test_tiles_equal_the_whole(weights: Path) -> None:
     np.testing.assert_allclose(tiled.uncertainty, whole.uncertainty, atol=1e-3)
     assert np.mean(tiled.mask == whole.mask) > 0.9999
     assert np.mean(Segmenter(engine, tile=160, overlap=96)(image).mask == whole.mask) > 0.9999
+
+
+@pytest.fixture(scope="module")
+def street_segmenter(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    """The same network, whose weights say that they were trained on whole views of 72 x 100 pixels."""
+    network = load_network(weights)
+    network.protocol = {"resolution": [72, 100], "whole_views": True}
+    folder = tmp_path_factory.mktemp("street")
+    network.save_pretrained(folder)
+    return Segmenter(open_engine(folder, "torch", "cpu", "fp32"), tile=160, overlap=96)
+
+
+@pytest.mark.parametrize("options", [{}, {"tta": "flip", "probabilities": True}, {"uncertainty": "mc-dropout"}])
+def test_larger_photos_are_seen_at_the_size_of_training(street_segmenter: Segmenter, options: dict[str, Any]) -> None:
+    photo = SCENE.repeat(9, 0).repeat(9, 1)
+    small, large = street_segmenter(SCENE, Options(**options)), street_segmenter(photo, Options(**options))
+    assert large.mask.shape == (648, 900)
+    assert np.mean(large.mask[4::9, 4::9] == small.mask) > 0.999
+    if large.probabilities is not None:
+        np.testing.assert_allclose(large.probabilities.sum(0), 1, atol=1e-4)
+        assert np.mean(large.probabilities.argmax(0) == large.mask) == 1
+    if large.uncertainty is not None:
+        assert large.uncertainty.shape == (648, 900)
+    tiled = street_segmenter(photo, Options(**options, fit=False))
+    assert np.mean(tiled.mask[4::9, 4::9] == small.mask) < 0.9
+    assert (
+        street_segmenter.count_pieces(648, 900, Options())
+        == 1
+        < street_segmenter.count_pieces(648, 900, Options(fit=False))
+    )
+
+
+def test_photos_of_about_the_size_of_training_are_seen_as_they_are(street_segmenter: Segmenter) -> None:
+    photo = draw_scene(1, 3, 90, 125)[0]
+    np.testing.assert_array_equal(street_segmenter(photo).mask, street_segmenter(photo, Options(fit=False)).mask)
+
+
+def test_maps_are_enlarged_in_strips_as_in_one_piece() -> None:
+    maps = np.random.default_rng(0).random((3, 40, 50), np.float32)
+    whole = resize_maps(maps, 700, 333)
+    for rows, columns, strip in enlarge_by_strips(maps, 700, 333):
+        np.testing.assert_allclose(strip, whole[:, rows, columns], atol=0.04)  # warpAffine's 1/32 of a pixel
 
 
 def test_flipping_makes_results_symmetric(segmenter: Segmenter) -> None:

@@ -54,6 +54,7 @@ class CamVid:
     )
     # fmt: on
     license: ClassVar[str] = "CC BY-NC 4.0: for non-commercial research use, weights trained on it included"
+    whole_views: ClassVar[bool] = True
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
 
     def __init__(self, root: str | Path, split: str = "train", holdout: str | None = None) -> None:

@@ -98,6 +98,7 @@ class Folder:
     """
 
     license = None
+    whole_views = False  # they may be sections of a map, which show more with more pixels
     splits = ("train", "val", "test")
 
     def __init__(self, index: FolderIndex, split: str) -> None:

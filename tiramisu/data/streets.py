@@ -37,6 +37,7 @@ class Streets:
 
     labels: ClassVar[LabelSet] = CamVid.labels
     license: ClassVar[str] = "MIT"
+    whole_views: ClassVar[bool] = True
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     LENGTHS: ClassVar[dict[str, int]] = {"train": 400, "val": 40, "test": 80}
     DEFAULT_SIZE: ClassVar[tuple[int, int]] = (360, 480)

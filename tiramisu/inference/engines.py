@@ -47,6 +47,14 @@ class Card:
     protocol: dict[str, Any]
     channels: int = 3
 
+    @property
+    def view(self) -> tuple[int, int] | None:
+        """Return the height and width of the images of training, where these were whole views of a camera."""
+        match self.protocol:
+            case {"whole_views": True, "resolution": [int(height), int(width)]} if height > 0 and width > 0:
+                return height, width
+        return None
+
     def to_json(self) -> str:
         """Return a JSON text for the metadata of a graph."""
         return json.dumps({**dataclasses.asdict(self), "labels": self.labels.to_dict()})

@@ -285,7 +285,7 @@ def write_video(
         ImageError: the video cannot be read.
         OSError: a file cannot be written.
     """
-    frames = Options(tta=options.tta)
+    frames = Options(tta=options.tta, fit=options.fit)
     opacity = output.wanted.opacity
     result = segment_video(
         segmenter, file, output.video(record.name), output.scratch, frames, opacity, max_pixels, stopped

@@ -1,8 +1,9 @@
 """Images in, masks out: what everybody who uses a trained network calls."""
 
 import dataclasses
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -27,6 +28,7 @@ TILE = 768  # of which FC-DenseNet103 takes 1.1 GB in torch and 1.4 GB in OpenVI
 OVERLAP = 128
 PASSES = 8
 STRIP_ROWS = 256
+LARGER = 2.0  # than the images of training, in pixels, before images are made smaller; up to this it costs no accuracy
 TINY = np.float32(1e-12)
 
 
@@ -68,6 +70,9 @@ class Options:
         passes: of mc-dropout.
         probabilities: whether to return them.
         confidence: whether to return the probability of each pixel's class; takes a fraction of the memory.
+        fit: whether images that are much larger than those of training are segmented at their size, where the weights
+            were trained on whole views of a camera: with more pixels, things look larger than the network knows them.
+            The maps are enlarged to the image's size.
     """
 
     tta: TestTimeAugmentation = "none"
@@ -75,6 +80,7 @@ class Options:
     passes: int = PASSES
     probabilities: bool = False
     confidence: bool = False
+    fit: bool = True
 
     @property
     def views(self) -> int:
@@ -106,6 +112,7 @@ class Segmenter:
             raise ValueError(f"tiles of {tile} pixels cannot overlap by {overlap}")
         self.engine = engine
         self.labels, self.channels = engine.card.labels, engine.card.channels
+        self.view = engine.card.view
         self.tile, self.overlap = -(-tile // grid) * grid, -(-overlap // grid) * grid
 
     @classmethod
@@ -164,6 +171,9 @@ class Segmenter:
             groups.setdefault(image.shape, []).append(position)
         results: dict[int, Segmentation] = {}
         for (height, width, _), positions in groups.items():
+            if self.working_size(height, width, options) != (height, width):
+                results |= {position: self._segment_smaller(images[position], options) for position in positions}
+                continue
             if height * width > self.tile**2:
                 results |= {position: self._segment_tiles(images[position], options) for position in positions}
                 continue
@@ -175,23 +185,55 @@ class Segmenter:
     def count_pieces(self, height: int, width: int, options: Options) -> int:
         """Return how many calls of the network an image of this size takes, or passes where they are of mc-dropout."""
         tiles = 1
+        height, width = self.working_size(height, width, options)
         if height * width > self.tile**2:
             for length in (height, width):
                 tiles *= len(split(length, self.tile, self.overlap, self.engine.card.grid)[0])
         return tiles * options.views
 
-    def _segment_tiles(self, image: UInt8Array, options: Options) -> Segmentation:
-        size = height, width = image.shape[0], image.shape[1]
-        mask = np.empty(size, np.uint8)
-        probabilities = np.empty((len(self.labels), height, width), np.float32) if options.probabilities else None
-        uncertainty = np.empty(size, np.float32) if options.uncertainty != "none" else None
-        confidence = np.empty(size, np.float32) if options.confidence else None
+    def working_size(self, height: int, width: int, options: Options) -> tuple[int, int]:
+        """Return the height and width at which the network sees an image, see `Options.fit`."""
+        if self.view is None or not options.fit or height * width <= LARGER * self.view[0] * self.view[1]:
+            return height, width
+        scale = math.sqrt(self.view[0] * self.view[1] / (height * width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
 
+    def _segment_smaller(self, image: UInt8Array, options: Options) -> Segmentation:
+        size = height, width = image.shape[:2]
+        rows, columns = self.working_size(height, width, options)
+        small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA).reshape(rows, columns, -1)
+        wanted = dataclasses.replace(options, probabilities=True)
+        maps: FloatArray
+        if rows * columns > self.tile**2:
+            pieces = list(self._tiles(small, wanted))
+            maps = np.empty((len(pieces[0][2]), rows, columns), np.float32)
+            for down, right, values in pieces:
+                maps[:, down, right] = values
+        else:
+            maps = self._maps(small[None], wanted)[0]
+        return self._assemble(size, enlarge_by_strips(maps, height, width), options)
+
+    def _segment_tiles(self, image: UInt8Array, options: Options) -> Segmentation:
+        return self._assemble((image.shape[0], image.shape[1]), self._tiles(image, options), options)
+
+    def _tiles(self, image: UInt8Array, options: Options) -> Iterator[tuple[slice, slice, FloatArray]]:
         def compute(rows: slice, columns: slice) -> FloatArray:
             # Softmax first: the mean of probabilities is one, that of logits of two tiles is nothing.
             return self._maps(image[None, rows, columns], dataclasses.replace(options, probabilities=True))[0]
 
-        for rows, columns, maps in blend_tiles(size, compute, self.tile, self.overlap, self.engine.card.grid):
+        size = (image.shape[0], image.shape[1])
+        return blend_tiles(size, compute, self.tile, self.overlap, self.engine.card.grid)
+
+    def _assemble(
+        self, size: tuple[int, int], pieces: Iterable[tuple[slice, slice, FloatArray]], options: Options
+    ) -> Segmentation:
+        """Turn the maps (see `_maps`) of an image's pieces into its result."""
+        height, width = size
+        mask = np.empty(size, np.uint8)
+        probabilities = np.empty((len(self.labels), height, width), np.float32) if options.probabilities else None
+        uncertainty = np.empty(size, np.float32) if options.uncertainty != "none" else None
+        confidence = np.empty(size, np.float32) if options.confidence else None
+        for rows, columns, maps in pieces:
             piece = self._finish(maps, options)
             mask[rows, columns] = piece.mask
             if probabilities is not None and piece.probabilities is not None:
@@ -299,6 +341,23 @@ def count_classes(mask: UInt8Array, classes: int) -> NDArray[np.int64]:
     for top in range(0, len(mask), STRIP_ROWS):  # bincount makes eight bytes of every pixel
         counts += np.bincount(mask[top : top + STRIP_ROWS].ravel(), minlength=256)
     return counts[:classes]
+
+
+def enlarge_by_strips(maps: FloatArray, height: int, width: int) -> Iterator[tuple[slice, slice, FloatArray]]:
+    """Enlarge maps (channels, h, w) bilinearly to height and width, in strips: the whole might not fit into memory.
+
+    Yields:
+        Rows and columns of a strip, and its maps.
+    """
+    down, right = maps.shape[1] / height, maps.shape[2] / width
+    for top in range(0, height, STRIP_ROWS):
+        rows = slice(top, min(top + STRIP_ROWS, height))
+        # centres of pixels, as cv2.resize has them
+        inverse = np.array([[right, 0, right / 2 - 0.5], [0, down, (top + 0.5) * down - 0.5]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        size = (width, rows.stop - top)
+        strip = [cv2.warpAffine(each, inverse, size, flags=flags, borderMode=cv2.BORDER_REPLICATE) for each in maps]
+        yield rows, slice(0, width), np.stack(strip)
 
 
 def resize_maps(maps: FloatArray, height: int, width: int) -> FloatArray:
