@@ -89,17 +89,18 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
         exec(compile(snippet, "README.md", "exec"), {})
 
 
-def test_the_papers_two_phases_run(tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["camvid_paper", "camvid_scratch"])
+def test_both_phases_run(name: str, tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = [*ONE_STEP, f"--data.root={shared_camvid_like}"]
     tiny = ["--model.network.layers_per_block=1", "--model.network.growth_rate=4"]
-    tiramisu.train.main(["--config=configs/camvid_paper.yaml", *data, *tiny, "--data.crop_size=32"])
-    text = (ROOT / "configs" / "camvid_paper_finetune.yaml").read_text()
+    tiramisu.train.main([f"--config=configs/{name}.yaml", *data, *tiny, "--data.crop_size=32"])
+    text = (ROOT / "configs" / f"{name}_finetune.yaml").read_text()
     command = re.search(r"#\s+(python -m tiramisu.train.*?\\)\n#\s+(.*)\n", text)
     assert command is not None
     words = shlex.split(command[1].rstrip("\\") + command[2])
     tiramisu.train.main([*words[3:], *data, *tiny])
-    assert (tmp_path / "runs" / "camvid_paper_finetune" / "version_0" / "report.json").is_file()
+    assert (tmp_path / "runs" / f"{name}_finetune" / "version_0" / "report.json").is_file()
 
 
 def test_the_classes_of_the_readme_are_read(tmp_path: Path) -> None:
