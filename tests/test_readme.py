@@ -89,8 +89,10 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
         exec(compile(snippet, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("name", ["camvid_paper", "camvid_scratch"])
-def test_both_phases_run(name: str, tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "second"), [("camvid_paper", []), ("camvid_scratch", ["--data.crop_size=32"])])
+def test_both_phases_run(
+    name: str, second: list[str], tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     data = [*ONE_STEP, f"--data.root={shared_camvid_like}"]
     tiny = ["--model.network.layers_per_block=1", "--model.network.growth_rate=4"]
@@ -99,7 +101,7 @@ def test_both_phases_run(name: str, tmp_path: Path, shared_camvid_like: Path, mo
     command = re.search(r"#\s+(python -m tiramisu.train.*?\\)\n#\s+(.*)\n", text)
     assert command is not None
     words = shlex.split(command[1].rstrip("\\") + command[2])
-    tiramisu.train.main([*words[3:], *data, *tiny])
+    tiramisu.train.main([*words[3:], *data, *tiny, *second])
     assert (tmp_path / "runs" / f"{name}_finetune" / "version_0" / "report.json").is_file()
 
 
