@@ -1,5 +1,6 @@
 """The app's logic, run by Streamlit's own AppTest; what only a browser can show is in test_app_browser.py."""
 
+import dataclasses
 import io
 import json
 import re
@@ -7,6 +8,7 @@ import shutil
 import sys
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from .odd_images import BAD, GOOD
 
 APP = Path(__file__).parent.parent / "app.py"
 OPTIONS = Options(uncertainty="entropy", confidence=True)
+AT_ITS_SIZE = dataclasses.replace(OPTIONS, fit=False)
 
 
 def scene(number: int, size: tuple[int, int] = (48, 64)) -> bytes:
@@ -44,9 +47,11 @@ def scene(number: int, size: tuple[int, int] = (48, 64)) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def restored_main(monkeypatch: pytest.MonkeyPatch) -> None:
+def restored_main() -> Iterator[None]:
     """AppTest leaves the app in place of the main module, which every process spawned later would then run."""
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture
@@ -208,12 +213,12 @@ def test_cancel_and_go_on(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None
     def refuse(*_: Any) -> None:
         raise BusyError("busy")
 
-    monkeypatch.setattr(Gallery, "analyse", refuse)
-    upload(app, {"a.png": scene(0), "b.png": scene(1)})
-    assert [warning.value for warning in app.warning] == ["busy"]
-    app.button(key="cancel").click().run()
-    assert "Cancelled: 2 of 2" in app.warning[0].value
-    monkeypatch.undo()
+    with monkeypatch.context() as busy:
+        busy.setattr(Gallery, "analyse", refuse)
+        upload(app, {"a.png": scene(0), "b.png": scene(1)})
+        assert [warning.value for warning in app.warning] == ["busy"]
+        app.button(key="cancel").click().run()
+        assert "Cancelled: 2 of 2" in app.warning[0].value
     next(button for button in app.button if button.label == "Go on").click().run()
     assert not errors(app)
 
@@ -293,7 +298,7 @@ def test_old_results_of_other_settings_make_room_and_none_that_is_shown(service:
     Image.fromarray(noise).save(buffer, "PNG")
     gallery = Gallery(Limits(session_mib=2))
     picture = gallery.add("noise.png", buffer.getvalue())
-    setups = [Setup(weights, "auto", OPTIONS) for weights in "abc"]
+    setups = [Setup(weights, "auto", AT_ITS_SIZE) for weights in "abc"]
     results = [gallery.analyse(picture, service, setup) for setup in setups]
     assert not any(result.error for result in results)
     assert not results[0].folder.exists()
@@ -373,11 +378,11 @@ def test_a_large_image_lets_others_through_and_can_be_cancelled(trained_run: Pat
             small.segment(image[:48, :64], OPTIONS)
             done.append("small")
 
-    result, seconds = large.segment(image, OPTIONS, look)
+    result, seconds = large.segment(image, AT_ITS_SIZE, look)
     done.append("large")
     assert done == ["small", "large"]
     assert seconds > 0
-    np.testing.assert_array_equal(result.mask, large.segmenter(image).mask)
+    np.testing.assert_array_equal(result.mask, large.segmenter(image, AT_ITS_SIZE).mask)
     assert [step.share for step in steps] == sorted(step.share for step in steps)
     assert steps[-1] == Step(0, 1.0)
 
@@ -387,7 +392,7 @@ def test_a_large_image_lets_others_through_and_can_be_cancelled(trained_run: Pat
     def cancel(step: Step) -> None:
         raise CancelledError
 
-    for options in (OPTIONS, Options(uncertainty="mc-dropout")):
+    for options in (AT_ITS_SIZE, Options(uncertainty="mc-dropout", fit=False)):
         with pytest.raises(CancelledError):
             large.segment(image, options, cancel)
     with queues.network.turn(lambda ahead: pytest.fail("the cancelled ones are gone")):
