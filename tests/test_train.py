@@ -188,6 +188,7 @@ def _fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data.crop_size=50"], ["crop_size 50", "48 x 64", "at most 48"]),
         (["--data.crop_size=8"], ["crop_size 8"]),
         (["--data.scale=[2,0.5]"], ["--data.scale [2.0, 0.5]"]),
+        (["--data.balanced_crops=2"], ["--data.balanced_crops 2"]),
         (["--data.batch_size=0"], ["batch_size"]),
         (["--model.class_weights=[1,2]"], ["class_weights", "11 classes"]),
         (["--resume=nowhere.ckpt"], ["nowhere.ckpt"]),

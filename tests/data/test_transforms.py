@@ -76,6 +76,39 @@ def test_the_range_of_scales_can_be_chosen(scale: tuple[float, float], void: flo
     assert shares == pytest.approx([void] * 4)
 
 
+class Speck:
+    """A white scene of void and class 1, with a single pixel of class 0 in a corner."""
+
+    labels = White.labels
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        mask = np.full((96, 128), 1, np.uint8)
+        mask[:, :8], mask[-1, -1] = 255, 0
+        return Sample(np.full((96, 128, 3), 255, np.uint8), mask, "speck")
+
+
+@pytest.mark.parametrize("augmentation", ["paper", "strong"])
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 10), (0.5, 15, 35), (1.0, 40, 70)])
+def test_balanced_crops_show_rare_classes(augmentation: str, share: float, least: int, most: int) -> None:
+    dataset = SegmentationDataset(Speck(), augmentation, 32, scale=(1.0, 1.0), balanced_crops=share)
+    masks = [dataset[SampleKey(epoch, 0)].mask for epoch in range(100)]
+    assert all(mask.shape == (32, 32) for mask in masks)
+    assert least <= sum(bool((mask == 0).any()) for mask in masks) <= most
+
+
+def test_balanced_crops_of_void_alone_lie_anywhere() -> None:
+    class Void(White):
+        def __getitem__(self, index: int) -> Sample:
+            image, mask, name = super().__getitem__(index)
+            return Sample(image, np.full_like(mask, 255), name)
+
+    dataset = SegmentationDataset(Void(), "paper", 32, balanced_crops=1.0)
+    assert (dataset[SampleKey(0, 0)].mask == 255).all()
+
+
 @pytest.mark.parametrize("scale", [0.6, 0.8, 1.3, 1.6])
 def test_masks_lie_on_their_images_at_every_scale(scale: float) -> None:
     """Nearest-neighbour scaling that rounds coordinates down puts masks up to half a pixel beside their images."""

@@ -26,6 +26,8 @@ class SegmentationDataModule(L.LightningDataModule):
         scale: smallest and largest factor of the random scale of `strong`.
         crop_size: height and width of the training crops; none trains on whole images (at their own scale), as does
             the augmentation `none`.
+        balanced_crops: share of the crops that lie around a pixel of a class that is drawn evenly from those in the
+            image, so that rare classes are seen more often; the others lie anywhere.
         batch_size: training crops per step and process.
         eval_batch_size: whole images per evaluation step.
         workers: loader processes per training process (default: what suits the machine).
@@ -42,6 +44,7 @@ class SegmentationDataModule(L.LightningDataModule):
         augmentation: Augmentation = "strong",
         scale: tuple[float, float] = SCALE,
         crop_size: int | None = 224,
+        balanced_crops: float = 0.0,
         batch_size: int = 4,
         eval_batch_size: int = 1,
         workers: int | None = None,
@@ -56,10 +59,12 @@ class SegmentationDataModule(L.LightningDataModule):
             raise ConfigError(f"--data.crop_size {crop_size} is too small; networks here need at least 32")
         if not 0.1 <= scale[0] <= scale[1] <= 10:
             raise ConfigError(f"--data.scale [{scale[0]}, {scale[1]}] must be two rising numbers from 0.1 to 10")
+        if not 0 <= balanced_crops <= 1:
+            raise ConfigError(f"--data.balanced_crops {balanced_crops} must be from 0 to 1")
         self.dataset: DatasetName = dataset
         self.root, self.folder, self.image_size, self.holdout = root, folder, image_size, holdout
         self.augmentation: Augmentation = augmentation
-        self.scale = scale
+        self.scale, self.balanced_crops = scale, balanced_crops
         self.crop_size, self.batch_size, self.eval_batch_size = crop_size, batch_size, eval_batch_size
         self.workers, self.seed = workers, seed
         self.train_set: SegmentationDataset
@@ -94,6 +99,7 @@ class SegmentationDataModule(L.LightningDataModule):
             self.train_set = SegmentationDataset(
                 self._open("train"), self.augmentation, self.crop_size, self.seed,
                 pad=self.dataset == "folder", channels=self.in_channels, scale=self.scale,
+                balanced_crops=self.balanced_crops,
             )  # fmt: skip
             self.train_set[SampleKey(0, 0)]  # wrong options must be reported before the run begins
             self.val_set = SegmentationDataset(self._open("val"))

@@ -42,6 +42,40 @@ class Item(NamedTuple):
     position: Tensor
 
 
+class ClassBalancedCrop(A.RandomCrop):
+    """Crop around a pixel of a class that is drawn evenly from those in the mask: rare ones are seen more often.
+
+    As the sampling of rare classes in DAFormer (Hoyer et al., 2022), within an image. Expects the target `mask`.
+
+    Args:
+        height: of the crop.
+        width: of the crop.
+        share: of the crops that are placed so; the others lie anywhere.
+        ignore_index: of pixels that are no class.
+    """
+
+    def __init__(self, height: int, width: int, share: float, ignore_index: int) -> None:
+        super().__init__(height, width)
+        self.share, self.ignore_index = share, ignore_index
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw where the crop lies."""
+        found = super().get_params_dependent_on_data(params, data)  # refuses images smaller than the crop
+        if self.py_random.random() >= self.share:
+            return found
+        mask = data["mask"]
+        counts = np.bincount(mask.ravel(), minlength=self.ignore_index + 1)
+        counts[self.ignore_index] = 0
+        if not counts.any():
+            return found
+        chosen = self.py_random.choice(np.flatnonzero(counts).tolist())
+        position = np.flatnonzero(mask == chosen)[self.py_random.randrange(int(counts[chosen]))]
+        row, column = divmod(int(position), mask.shape[1])
+        top = min(max(row - self.py_random.randrange(self.height), 0), mask.shape[0] - self.height)
+        left = min(max(column - self.py_random.randrange(self.width), 0), mask.shape[1] - self.width)
+        return {**found, "crop_coords": (left, top, left + self.width, top + self.height)}
+
+
 def build_augmentation(
     kind: Augmentation,
     crop_size: int | None,
@@ -49,6 +83,7 @@ def build_augmentation(
     pad: bool = False,
     channels: int = 3,
     scale: tuple[float, float] = SCALE,
+    balanced_crops: float = 0.0,
 ) -> A.Compose | None:
     """Build the augmentation pipeline.
 
@@ -60,6 +95,7 @@ def build_augmentation(
         pad: whether to pad images that are smaller than the crop.
         channels: of the images; saturation and hue are of RGB only.
         scale: smallest and largest factor of the random scale of `strong`.
+        balanced_crops: share of the crops that lie around a pixel of a class that is drawn evenly.
     """
     if kind == "none":
         return None
@@ -86,7 +122,7 @@ def build_augmentation(
     if crop_size is not None:
         if pad and not geometry:
             geometry = [padding]
-        geometry.append(A.RandomCrop(crop_size, crop_size))
+        geometry.append(ClassBalancedCrop(crop_size, crop_size, balanced_crops, ignore_index))
     return A.Compose([*geometry, A.HorizontalFlip(p=0.5), *colour])
 
 
@@ -101,6 +137,7 @@ class SegmentationDataset(Dataset[Item]):
         pad: whether images smaller than the crop are padded with void; else they are an error.
         channels: of the images.
         scale: range of the random scale of `strong`.
+        balanced_crops: share of the crops that lie around a pixel of a class that is drawn evenly.
     """
 
     def __init__(
@@ -112,11 +149,14 @@ class SegmentationDataset(Dataset[Item]):
         pad: bool = False,
         channels: int = 3,
         scale: tuple[float, float] = SCALE,
+        balanced_crops: float = 0.0,
     ) -> None:
         self.source = source
         self.crop_size = crop_size if augmentation != "none" else None
         self.seed, self.pad = seed, pad
-        self.transform = build_augmentation(augmentation, crop_size, source.labels.ignore_index, pad, channels, scale)
+        self.transform = build_augmentation(
+            augmentation, crop_size, source.labels.ignore_index, pad, channels, scale, balanced_crops
+        )
 
     def __len__(self) -> int:
         """Return the number of samples."""
