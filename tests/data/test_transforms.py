@@ -43,6 +43,33 @@ def test_draws_follow_from_seed_epoch_and_index(augmentation: str) -> None:
     assert item.mask.shape == (64, 64) and item.mask.dtype == torch.int64
 
 
+class Gradients:
+    """Images whose channels hold the row, the column and 200: crops show where they lie, how they are scaled and turned."""
+
+    labels = White.labels
+
+    def __len__(self) -> int:
+        return 300
+
+    def __getitem__(self, index: int) -> Sample:
+        rows, columns = np.mgrid[0:200, 0:200].astype(np.uint8)
+        return Sample(np.dstack([rows, columns, np.full_like(rows, 200)]), np.ones((200, 200), np.uint8), "gradients")
+
+
+def test_augmentations_are_drawn_independently() -> None:
+    dataset = SegmentationDataset(Gradients(), "strong", 64, seed=1, scale=(1.0, 1.6), balanced_crops=0.5)
+    assert dataset.transform is not None
+    dataset.transform.transforms = dataset.transform.transforms[:4]  # scale, padding, crop, flip; colours hide the rest
+    drawn = []
+    for position in range(len(dataset)):
+        row, column, _ = dataset[SampleKey(0, position)].image.float()
+        steps = column[0, -1] - column[0, 0]
+        drawn.append((abs(float(steps)), float(row[0, 0]), float(column.min()), float(steps > 0)))
+    correlations = np.corrcoef(np.array(drawn).T)
+    # a larger scale leaves more room, so that its crops lie a little further to the lower right; hence no less than 0.3
+    assert np.abs(correlations - np.eye(4)).max() < 0.3
+
+
 def test_batches_do_not_depend_on_the_number_of_workers() -> None:
     def batches(workers: int) -> list[torch.Tensor]:
         dataset = SegmentationDataset(Streets("val", (64, 64)), "strong", 48, seed=1)

@@ -1,6 +1,7 @@
 """Augmentation with albumentations, and tensors whose every random draw follows from (seed, epoch, position)."""
 
 import os
+import random
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -178,7 +179,10 @@ class SegmentationDataset(Dataset[Item]):
             raise ConfigError(f"--data.crop_size {self.crop_size} is larger than the image {name} "
                               f"({mask.shape[0]} x {mask.shape[1]}); use at most {min(mask.shape)}")  # fmt: skip
         if self.transform is not None:
-            self.transform.set_random_seed(derive_seed(self.seed, epoch, position))
+            seed = derive_seed(self.seed, epoch, position)
+            # Not set_random_seed: it gives every transform a generator of its own with the same seed, so that all draw
+            # the same numbers, and what is enlarged is never mirrored, say.
+            self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
             augmented: dict[str, Any] = self.transform(image=image, mask=mask)
             image, mask = augmented["image"], augmented["mask"]
         image_tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
