@@ -3,8 +3,10 @@
 import csv
 import inspect
 import json
+import os
 import pickle
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,9 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import get_worker_info
 
+from tiramisu.data.transforms import Item, SampleKey, SegmentationDataset
 from tiramisu.models import EncoderFCDenseNet, FCDenseNet, SmpNetwork, load_network
 from tiramisu.train import main
 
@@ -48,6 +52,7 @@ def test_the_report_says_how_the_weights_came_about(trained_run: Path) -> None:
     assert report["metrics"]["mean_iou"] == pytest.approx((right / union)[present].mean().item())
     network = load_network(trained_run / "model")
     assert network.protocol["metrics"] == report["metrics"]
+    assert network.protocol["train_seconds"] == report["train_seconds"] > 0
     assert network.labels is not None and network.labels.names[0] == "Sky"
 
 
@@ -189,6 +194,10 @@ def _fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data.crop_size=8"], ["crop_size 8"]),
         (["--data.scale=[2,0.5]"], ["--data.scale [2.0, 0.5]"]),
         (["--data.balanced_crops=2"], ["--data.balanced_crops 2"]),
+        (["--data.balanced_crops=0.5", "--data.augmentation=none"], ["--data.balanced_crops needs crops"]),
+        (["--model.weight_decay=-1"], ["--model.weight_decay -1"]),
+        (["--model.warmup_epochs=.inf"], ["--model.warmup_epochs inf"]),
+        (["--model.region_weight=-1"], ["--model.region_weight -1"]),
         (["--data.batch_size=0"], ["batch_size"]),
         (["--model.class_weights=[1,2]"], ["class_weights", "11 classes"]),
         (["--resume=nowhere.ckpt"], ["nowhere.ckpt"]),
@@ -209,6 +218,41 @@ def test_an_unknown_key_in_a_configuration_is_named(
 ) -> None:
     (tmp_path / "wrong.yaml").write_text("model:\n  learning_rate: 1\n")
     assert "learning_rate" in _fails(train_args(f"--config={tmp_path / 'wrong.yaml'}"), capsys)
+
+
+def test_weights_say_what_they_started_from(train_args: TrainArgs, trained_run: Path, tmp_path: Path) -> None:
+    main(train_args(f"--model.init={trained_run / 'model'}", "--trainer.max_epochs=1"))
+    protocol = load_network(tmp_path / "runs" / "tiny" / "version_0" / "model").protocol
+    assert protocol["epochs"] == 1 and protocol["init"] == load_network(trained_run / "model").protocol
+
+
+def test_a_drive_that_the_first_phase_has_seen_cannot_be_held_out(
+    train_args: TrainArgs, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_camvid(tmp_path / "camvid", {"train": 2, "val": 1})
+    for file in [*root.glob("train/*"), *root.glob("trainannot/*")]:
+        file.rename(file.with_name(f"{'0006R0' if '1' in file.name else '0001TP'}_{file.name}"))
+    held_out = ["--data.holdout=0006R0", "--trainer.max_epochs=1", "--data.batch_size=1"]
+    again = f"--model.init={trained_run / 'model'}"
+    message = _fails(train_args(*held_out, again, root=root), capsys)
+    assert "--data.holdout 0006R0: the weights of --model.init have seen this drive" in message
+    main(train_args(*held_out, root=root))
+    first = tmp_path / "runs" / "tiny" / "version_0" / "model"
+    main(train_args(*held_out, f"--model.init={first}", root=root))
+
+
+def test_a_killed_loader_process_is_told_in_one_line(
+    train_args: TrainArgs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SegmentationDataset.__getitem__
+
+    def die(self: SegmentationDataset, key: SampleKey) -> Item:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, key)
+
+    monkeypatch.setattr(SegmentationDataset, "__getitem__", die)  # the loader's processes are forks of this one
+    assert "a loader process was killed" in _fails(train_args("--data.workers=1"), capsys)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

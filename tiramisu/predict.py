@@ -46,8 +46,8 @@ class Settings:
         passes: of mc-dropout.
         overlay: writes overlays/; --overlay alone is jpg.
         opacity: of the overlays' colours, 0 to 1.
-        fit: images much larger than those of training are segmented at their size, where these were whole views of a
-            camera, as CamVid's are; --fit false segments every image as it is.
+        fit: images much larger than those of training are made as small as these for the network, and the masks
+            enlarged, where training saw whole views of a camera, as CamVid's are; --fit false takes images as they are.
         probabilities: writes probabilities/, a float16 array (classes, height, width) an image.
         annotations: files for labelling tools.
         overwrite: do everything again, also what is done.

@@ -21,7 +21,7 @@ from tiramisu.data.folder import open_folder
 from tiramisu.data.loading import DATASETS, folder_root
 from tiramisu.device import default_device, fast_bf16, peak_memory_mib
 from tiramisu.doctor.checks import quick_check
-from tiramisu.errors import ConfigError, DivergedError
+from tiramisu.errors import ConfigError, DivergedError, TiramisuError
 from tiramisu.files import write_json
 from tiramisu.metrics import format_table, scores_from_confusion
 from tiramisu.models.network import library_versions
@@ -110,6 +110,7 @@ class TrainCLI(LightningCLI):
         if self.datamodule.dataset == "folder":
             for warning in quick_check(open_folder(folder_root(self.datamodule.root), self.datamodule.folder)):
                 announce(f"Warning: {warning}")
+        self._check_holdout()
         self.datamodule.setup("fit")  # a wrong data set must be reported before a folder is made
         if self.config["tune"]:
             return super().instantiate_trainer(logger=False, enable_checkpointing=False)
@@ -142,6 +143,14 @@ class TrainCLI(LightningCLI):
         if config["logger"] is None:
             config["logger"] = TensorBoardLogger(self.run.parent.parent, self.run.parent.name, self.run.name)
         return super().instantiate_trainer(**kwargs)
+
+    def _check_holdout(self) -> None:
+        """Refuse to measure on a drive that the weights at the beginning have been trained on."""
+        known = self.model.beginning.protocol if self.model.beginning is not None else {}
+        holdout, dataset = self.datamodule.holdout, self.datamodule.dataset
+        if holdout is not None and known.get("dataset") == dataset and known.get("holdout") != holdout:
+            raise ConfigError(f"--data.holdout {holdout}: the weights of --model.init have seen this drive; "
+                              f"train those with the same --data.holdout, too")  # fmt: skip
 
 
 @rank_zero_only
@@ -239,6 +248,11 @@ def train(cli: TrainCLI) -> None:
             raise
         remedy = "raise --data.batch_size or --data.crop_size"
         raise ConfigError(f"a batch leaves batch normalisation a single value per channel; {remedy}") from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise TiramisuError(f"a loader process was killed, perhaps for want of memory: lower --data.workers, "
+                            f"and go on with --resume {cli.run}") from error  # fmt: skip
     except SystemExit:  # how Lightning ends a run on SIGINT and SIGTERM
         if last_checkpoint(cli.run).is_file():
             announce(f"Interrupted. Go on from the last finished epoch: python -m tiramisu.train --resume {cli.run}")
@@ -270,7 +284,6 @@ def finish(cli: TrainCLI) -> None:
         **protocol,
         "epochs": len(cli.history.rows),
         "steps": steps,
-        "train_seconds": round(cli.history.seconds, 1),
         "peak_memory_mib": peak_memory_mib(),
         "confusion": confusion.tolist(),
         "history": cli.history.rows,
@@ -295,6 +308,8 @@ def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:
         **({"folder": dataclasses.asdict(cli.datamodule.folder)} if cli.datamodule.dataset == "folder" else {}),
         "recipe": config["name"],
         "epochs": trainer.current_epoch,
+        "train_seconds": round(cli.history.seconds, 1),
+        **({"init": cli.model.beginning.protocol} if cli.model.beginning is not None else {}),
         "seed": config["seed_everything"],
         "batch_norm": "running",
         "precision": str(trainer.precision),

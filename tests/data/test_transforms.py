@@ -44,7 +44,7 @@ def test_draws_follow_from_seed_epoch_and_index(augmentation: str) -> None:
 
 
 class Gradients:
-    """Images whose channels hold the row, the column and 200: crops show where they lie, how they are scaled and turned."""
+    """Images whose channels hold row and column: crops show where they lie and how they are scaled and mirrored."""
 
     labels = White.labels
 

@@ -52,6 +52,7 @@ def train(name: str, root: Path, epochs: int, runs: Path, options: Sequence[str]
     arguments = [
         f"--config={shipped_config('camvid.yaml')}", f"--name={name}", f"--runs={runs}", f"--data.root={root}",
         *options, "--model.ema_decay=0.99", "--model.schedule=onecycle",
+        "--model.lr_decay=1",  # an encoder from scratch must learn as fast as the rest
         f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={epochs}",
         "--trainer.enable_progress_bar=false",
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from tiramisu.data.folder import FolderOptions
 from tiramisu.data.loading import DatasetName, Split, build_loader, has_test_split, open_source, read_labels
 from tiramisu.data.source import Source
-from tiramisu.data.transforms import SCALE, Augmentation, Item, SampleKey, SegmentationDataset
+from tiramisu.data.transforms import MIN_SIZE, SCALE, Augmentation, Item, SampleKey, SegmentationDataset
 from tiramisu.errors import ConfigError
 from tiramisu.labels import LabelSet
 
@@ -55,12 +55,16 @@ class SegmentationDataModule(L.LightningDataModule):
             raise ConfigError("--data.batch_size and --data.eval_batch_size must be at least 1")
         if workers is not None and workers < 0:
             raise ConfigError(f"--data.workers {workers} must not be negative")
-        if crop_size is not None and crop_size < 32:
-            raise ConfigError(f"--data.crop_size {crop_size} is too small; networks here need at least 32")
+        if crop_size is not None and crop_size < MIN_SIZE:
+            raise ConfigError(f"--data.crop_size {crop_size} is too small; networks here need at least {MIN_SIZE}")
         if not 0.1 <= scale[0] <= scale[1] <= 10:
-            raise ConfigError(f"--data.scale [{scale[0]}, {scale[1]}] must be two rising numbers from 0.1 to 10")
+            raise ConfigError(
+                f"--data.scale [{scale[0]}, {scale[1]}] must be the smallest and the largest factor, from 0.1 to 10"
+            )
         if not 0 <= balanced_crops <= 1:
             raise ConfigError(f"--data.balanced_crops {balanced_crops} must be from 0 to 1")
+        if balanced_crops and (crop_size is None or augmentation == "none"):
+            raise ConfigError("--data.balanced_crops needs crops: give --data.crop_size, and an --data.augmentation")
         self.dataset: DatasetName = dataset
         self.root, self.folder, self.image_size, self.holdout = root, folder, image_size, holdout
         self.augmentation: Augmentation = augmentation

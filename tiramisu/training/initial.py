@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiramisu.errors import WeightsError
 from tiramisu.labels import LabelSet
@@ -11,7 +11,21 @@ from tiramisu.models.network import SegmentationNetwork, check_state, read_weigh
 from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE
 
 
-def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> tuple[SegmentationNetwork, str]:
+class Beginning(NamedTuple):
+    """What a training starts from.
+
+    Attributes:
+        network: with the weights.
+        summary: a line that says what was kept.
+        protocol: how the weights came about, as far as they say.
+    """
+
+    network: SegmentationNetwork
+    summary: str
+    protocol: dict[str, Any]
+
+
+def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> Beginning:
     """Load weights into a network; where the classes are others, all but its classifier.
 
     Args:
@@ -19,15 +33,15 @@ def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> 
         network: takes the weights, if they fit; else one like theirs is built.
         labels: the classes to learn.
 
-    Returns:
-        The network with the weights, and a line that says what was kept.
-
     Raises:
         WeightsError: the weights are missing or damaged.
     """
     state = read_weights_file(folder / WEIGHTS_FILE)
     config = _read_config(folder / CONFIG_FILE)
-    known = config.get("labels", {}).get("names")
+    described = config.get("labels")
+    known = described.get("names") if isinstance(described, dict) else None
+    protocol = config.get("protocol")
+    protocol = protocol if isinstance(protocol, dict) else {}
     same_classes = known == list(labels.names)
     theirs = config.get("in_channels", 3)
     if theirs != network.in_channels:
@@ -42,10 +56,11 @@ def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> 
     network.load_state_dict(complete)
     kind = type(network).__name__
     if same_classes:
-        return network, f"Starting from {folder} ({kind}): all {len(kept)} tensors kept, the classes are the same."
+        summary = f"Starting from {folder} ({kind}): all {len(kept)} tensors kept, the classes are the same."
+        return Beginning(network, summary, protocol)
     before = f"{len(known)} others" if known else "others"
     renewed = f"its classifier is renewed for {len(labels)} classes (it knew {before}); {len(kept)} tensors kept"
-    return network, f"Starting from {folder} ({kind}): {renewed}."
+    return Beginning(network, f"Starting from {folder} ({kind}): {renewed}.", protocol)
 
 
 def classifier_name(network: SegmentationNetwork) -> str:

@@ -1,5 +1,6 @@
 """The training loss: cross-entropy, optionally with a region loss; void pixels never count."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -47,6 +48,8 @@ class SegmentationLoss(nn.Module):
             raise ConfigError(f"--model.class_weights must not be negative, got {min(class_weights)}")
         if not 0 <= label_smoothing <= 1:
             raise ConfigError(f"--model.label_smoothing {label_smoothing} must be from 0 to 1")
+        if not 0 <= region_weight < math.inf:
+            raise ConfigError(f"--model.region_weight {region_weight} must be a number from 0 up")
         self.ignore_index = labels.ignore_index
         self.label_smoothing = label_smoothing
         self.region_weight = region_weight

@@ -18,7 +18,7 @@ from tiramisu.inference.torch_engine import images_to_float
 from tiramisu.labels import LabelSet
 from tiramisu.metrics import confusion_matrix, scores_from_confusion
 from tiramisu.models import FCDenseNet, SegmentationNetwork
-from tiramisu.training.initial import start_from
+from tiramisu.training.initial import Beginning, start_from
 from tiramisu.training.losses import ClassWeights, RegionLoss, SegmentationLoss
 from tiramisu.training.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule
 from tiramisu.weights import find_weights
@@ -35,12 +35,13 @@ class SegmentationTask(L.LightningModule):
         init: weights to start from: a folder that training wrote, or the name of shipped ones. For other classes the
             classifier is renewed. Where they do not fit the network, theirs is taken.
         freeze_epochs: epochs in which only what is new is trained: all but the pretrained encoder, or the classifier.
-        lr_decay: factor of the learning rate from each part of the network to the one before it; below 1, what is far
-            from the classifier changes less.
+        lr_decay: layer-wise decay: factor of the learning rate from each part of the network to the one before it;
+            below 1, what is far from the classifier changes less.
         lr: learning rate (the peak of warm-up and of one-cycle).
         optimizer: `adamw`, `sgd` or `rmsprop` (the paper's).
         weight_decay: of convolution weights.
-        schedule: `constant`, `exponential` (per epoch), `cosine`, `onecycle`, or `trapezoid`, whose last quarter falls.
+        schedule: `constant`, `exponential` (per epoch), `cosine`, `onecycle`, or `trapezoid`, which
+            is constant and decays to zero over the last quarter (warmup-stable-decay).
         lr_gamma: factor per epoch of `exponential`.
         warmup_epochs: epochs of linear warm-up.
         label_smoothing: share of the target that is spread over all classes.
@@ -80,6 +81,9 @@ class SegmentationTask(L.LightningModule):
         super().__init__()
         if not 0 <= lr < math.inf:
             raise ConfigError(f"--model.lr {lr} must be a number from 0 up")
+        for option, value in (("weight_decay", weight_decay), ("warmup_epochs", warmup_epochs), ("lr_gamma", lr_gamma)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"--model.{option} {value} must be a number from 0 up")
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"--model.ema_decay {ema_decay} must be at least 0 and below 1")
         try:
@@ -91,9 +95,10 @@ class SegmentationTask(L.LightningModule):
         if not 0 < lr_decay <= 1 or freeze_epochs < 0:
             raise ConfigError("--model.lr_decay must be above 0 and at most 1, --model.freeze_epochs 0 or more")
         self.pretrained = self.network.pretrained_parts()
-        self.beginning = ""
+        self.beginning: Beginning | None = None
         if init is not None:
-            self.network, self.beginning = start_from(find_weights(init), self.network, labels)
+            self.beginning = start_from(find_weights(init), self.network, labels)
+            self.network = self.beginning.network
             self.pretrained = [module for stage in self.network.stages()[:-1] for module in stage]
         if freeze_epochs and not self.pretrained:
             raise ConfigError("--model.freeze_epochs keeps pretrained weights; give --model.init or encoder_weights")
@@ -115,8 +120,8 @@ class SegmentationTask(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Say where the weights come from; weigh the classes, if the data are to say how."""
-        if stage == "fit" and self.beginning and self.trainer.is_global_zero:
-            print(self.beginning, file=sys.stderr)
+        if stage == "fit" and self.beginning is not None and self.trainer.is_global_zero:
+            print(self.beginning.summary, file=sys.stderr)
         if self.freeze_epochs and self.trainer.world_size > 1:
             raise ConfigError("--model.freeze_epochs works in one process only; train with --trainer.devices 1")
         if self.weigh_classes and stage == "fit":

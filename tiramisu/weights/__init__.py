@@ -9,7 +9,8 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 SHIPPED = Path(__file__).parent
 DEFAULT_NAME = "camvid"
-ALIASES = {"camvid-fast": "camvid"}  # which takes less than a quarter of FC-DenseNet103's multiplications
+# camvid takes less than a quarter of FC-DenseNet103's multiplications.
+ALIASES = {"camvid-fast": "camvid"}
 
 
 def shipped_weights() -> dict[str, Path]:
@@ -30,7 +31,7 @@ def find_weights(name: str | Path) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    known = ", ".join(shipped)
+    known = ", ".join([*shipped, *(alias for alias, name in ALIASES.items() if name in shipped)])
     remedy = f"shipped ones: {known}" if known else "python -m tiramisu.train makes some"
     raise WeightsError(f"no weights at {name}; give a folder that training wrote or an exported graph ({remedy})")
 
