@@ -89,13 +89,20 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
         exec(compile(snippet, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize(("name", "second"), [("camvid_paper", []), ("camvid_scratch", ["--data.crop_size=32"])])
+@pytest.mark.parametrize(
+    ("name", "layers", "second"),
+    [
+        ("camvid_paper", "1", []),
+        ("camvid_scratch", "1", ["--data.crop_size=32"]),
+        ("camvid", "[1,1,1,1,1,1]", ["--data.crop_size=32"]),
+    ],
+)
 def test_both_phases_run(
-    name: str, second: list[str], tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, layers: str, second: list[str], tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = [*ONE_STEP, f"--data.root={shared_camvid_like}"]
-    tiny = ["--model.network.layers_per_block=1", "--model.network.growth_rate=4"]
+    tiny = [f"--model.network.layers_per_block={layers}", "--model.network.growth_rate=4"]
     tiramisu.train.main([f"--config=configs/{name}.yaml", *data, *tiny, "--data.crop_size=32"])
     text = (ROOT / "configs" / f"{name}_finetune.yaml").read_text()
     command = re.search(r"#\s+(python -m tiramisu.train.*?\\)\n#\s+(.*)\n", text)

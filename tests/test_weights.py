@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.test_readme import MAINS
 from tiramisu.data.camvid import CamVid
 from tiramisu.data.streets import draw_scene
 from tiramisu.inference import Segmenter
-from tiramisu.models import load_network
+from tiramisu.models import SegmentationNetwork, fc_densenet103, load_network
 from tiramisu.weights import ALIASES, SHIPPED, default_weights, find_weights, shipped_weights
 
 NAMES = list(shipped_weights())
@@ -39,9 +41,25 @@ def test_shipped_weights_are_small_and_say_what_they_are(name: str) -> None:
     network = load_network(SHIPPED / name)
     assert network.labels == CamVid.labels and network.protocol["dataset"] == "camvid"
     config = json.loads((SHIPPED / name / "config.json").read_text())
+    assert Segmenter.load(name, engine="torch").view == (360, 480)
+    metrics = config["protocol"]["metrics"]
+    row = ROW.search(CARDS[name])
+    assert row is not None and metrics["split"] == "val"
+    assert 100 * metrics["mean_iou"] == pytest.approx(float(row["miou"]), abs=0.3)
     assert "/" not in json.dumps(config["protocol"].get("recipe", "")), "a recipe's name, no path"
     for word in ("CC BY-NC 4.0", "## Limits", "## Recipe", "leave-one-drive-out", "--tta", "--bn batch"):
         assert word in CARDS[name], word
+
+
+def test_camvid_fast_costs_at_most_a_quarter_of_the_papers_network() -> None:
+    def macs(network: SegmentationNetwork) -> float:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.to("meta")(torch.rand(1, 3, 360, 480, device="meta"))
+        return counter.get_total_flops() / 2
+
+    network = fc_densenet103(block="reference").eval()
+    assert macs(network) == pytest.approx(69.1e9, rel=0.01)
+    assert macs(load_network(find_weights("camvid-fast"))) <= macs(network) / 4
 
 
 @pytest.mark.parametrize("name", NAMES)
