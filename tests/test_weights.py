@@ -59,7 +59,7 @@ def test_camvid_fast_costs_at_most_a_quarter_of_the_papers_network() -> None:
 
     network = fc_densenet103(block="reference").eval()
     assert macs(network) == pytest.approx(69.1e9, rel=0.01)
-    assert macs(load_network(find_weights("camvid-fast"))) <= macs(network) / 4
+    assert macs(load_network("camvid-fast")) <= macs(network) / 4
 
 
 @pytest.mark.parametrize("name", NAMES)

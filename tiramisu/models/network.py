@@ -18,7 +18,7 @@ from tiramisu import __version__
 from tiramisu.errors import WeightsError
 from tiramisu.files import atomic_folder
 from tiramisu.labels import LabelSet
-from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE
+from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, find_weights
 
 MIN_SIZE = 32  # the five poolings of the paper leave one pixel of it
 
@@ -226,12 +226,12 @@ def load_network(folder: str | Path) -> SegmentationNetwork:
 
     Args:
         folder: a folder with ``model.safetensors`` and ``config.json``, as `save_pretrained` or
-            ``python -m tiramisu.train`` writes it.
+            ``python -m tiramisu.train`` writes it, or the name of shipped weights.
 
     Raises:
         WeightsError: a file is missing or damaged, or the architecture is unknown.
     """
-    folder = Path(folder)
+    folder = find_weights(folder)
     config_file = folder / CONFIG_FILE
     if not config_file.is_file():
         raise WeightsError(f"no weights in {folder}: it has no {CONFIG_FILE}; give a folder that training wrote, "
