@@ -108,7 +108,7 @@ class EncoderFCDenseNet(SegmentationNetwork):
             self._hub_mixin_config["encoder_weights"] = None
 
     def stages(self) -> list[list[nn.Module]]:
-        """Return the encoder, its stem if there is one, the block on top, up blocks (one with the detail), classifier."""
+        """Return the encoder, its stem if there is one, the block on top, up blocks (one with detail), classifier."""
         stem = [[self.stem]] if self.stem is not None else []
         up = [[transition, block] for transition, block in zip(self.transitions_up, self.up_blocks, strict=True)]
         if self.detail is not None:
