@@ -15,10 +15,9 @@ LAYERS = (1, 1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("layers", [LAYERS, (*LAYERS, 1)], ids=["half", "full"])
-@pytest.mark.parametrize("detail", [0, 2])
 @pytest.mark.parametrize("size", [(32, 32), (67, 93), (64, 41)])
-def test_any_size_in_the_same_size_out(layers: tuple[int, ...], detail: int, size: tuple[int, int]) -> None:
-    network = EncoderFCDenseNet(4, "resnet18", layers_per_block=layers, detail_layers=detail).eval()
+def test_any_size_in_the_same_size_out(layers: tuple[int, ...], size: tuple[int, int]) -> None:
+    network = EncoderFCDenseNet(4, "resnet18", layers_per_block=layers).eval()
     with torch.no_grad():
         assert network(torch.rand(2, 3, *size)).shape == (2, 4, *size)
 
@@ -34,10 +33,9 @@ def test_features_lie_where_training_had_them_whatever_the_sides() -> None:
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2", "mit_b0"])  # mit_b0 has nothing at half resolution
-@pytest.mark.parametrize("detail", [0, 2])
-def test_fused_is_the_textbook(encoder: str, detail: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_is_the_textbook(encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    network = EncoderFCDenseNet(3, encoder, layers_per_block=LAYERS, dropout=0.0, detail_layers=detail)
+    network = EncoderFCDenseNet(3, encoder, layers_per_block=LAYERS, dropout=0.0)
     network.encoder.eval()
     images = torch.rand(2, 3, 70, 90)
 

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from tiramisu.errors import WeightsError
 from tiramisu.models.baseline import encoder_normalization
 from tiramisu.models.blocks import DenseBlock, TransitionUp, initialize_he_uniform
-from tiramisu.models.fused import FusedDenseBlock, decode, supports, wants_statistics
+from tiramisu.models.fused import decode, supports, wants_statistics
 from tiramisu.models.imagenet import PACKAGES, find_packaged_weights, load_packaged_weights
 from tiramisu.models.kernels import Kernel
 from tiramisu.models.network import SegmentationNetwork, load_weights_file
 
 LEVELS = 5  # how often encoders halve the resolution
-HALF = LEVELS - 2  # position of half the resolution among the blocks of the up path
 
 
 class EncoderFCDenseNet(SegmentationNetwork):
@@ -37,10 +36,7 @@ class EncoderFCDenseNet(SegmentationNetwork):
             resolution, and of a sixth at the full one, if there is one.
         growth_rate: features that each dense layer adds.
         dropout: probability of dropping an activation, after every convolution of dense layers.
-        stem_channels: features of the convolutions that read the image beside the encoder: at the full resolution,
-            where the up path reaches it, and below the detail layers.
-        detail_layers: dense layers at half the resolution, beside the encoder, as on FC-DenseNet's down path. They see
-            edges that encoders for classification lose in the few features of their first stage.
+        stem_channels: features of the full resolution, where the up path reaches it.
         in_channels: channels of the input images.
         mean: subtracted from the images, one value or one per channel; none: for RGB ImageNet's, which most pretrained
             encoders expect.
@@ -60,7 +56,6 @@ class EncoderFCDenseNet(SegmentationNetwork):
         growth_rate: int = 16,
         dropout: float = 0.2,
         stem_channels: int = 48,
-        detail_layers: int = 0,
         in_channels: int = 3,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
@@ -69,19 +64,11 @@ class EncoderFCDenseNet(SegmentationNetwork):
         layers = list(layers_per_block)
         if growth_rate < 1 or stem_channels < 1:
             raise ValueError(f"growth_rate and stem_channels must be at least 1, got {growth_rate} and {stem_channels}")
-        if detail_layers < 0:
-            raise ValueError(f"detail_layers must not be negative, got {detail_layers}")
         if len(layers) not in (LEVELS, LEVELS + 1) or min(layers) < 1:
             raise ValueError(f"layers_per_block needs {LEVELS} or {LEVELS + 1} blocks with layers, got {layers}")
         self.encoder = build_encoder(encoder, encoder_weights, in_channels)
         self.pretrained = encoder_weights is not None
         skips = [*self.encoder.out_channels[LEVELS - 1 : 0 : -1]]
-        self.detail: nn.Sequential | None = None
-        if detail_layers:
-            convolution = nn.Conv2d(in_channels, stem_channels, kernel_size=3, padding=1, stride=2)
-            block = FusedDenseBlock(stem_channels, detail_layers, growth_rate, dropout)
-            self.detail = nn.Sequential(convolution, block)
-            skips[HALF] += stem_channels + block.new_channels
         self.stem: nn.Conv2d | None = None
         if len(layers) > LEVELS:
             self.stem = nn.Conv2d(in_channels, stem_channels, kernel_size=3, padding=1)
@@ -100,7 +87,7 @@ class EncoderFCDenseNet(SegmentationNetwork):
             nn.Conv2d(features, num_classes * stride**2, kernel_size=1),
             nn.PixelShuffle(stride) if stride > 1 else nn.Identity(),
         )
-        for part in (self.stem, self.detail, self.bottleneck, self.transitions_up, self.up_blocks, self.classifier):
+        for part in (self.stem, self.bottleneck, self.transitions_up, self.up_blocks, self.classifier):
             if part is not None:
                 initialize_he_uniform(part)
         # Once trained, the weights come from model.safetensors: loading must not download the encoder's again.
@@ -108,11 +95,9 @@ class EncoderFCDenseNet(SegmentationNetwork):
             self._hub_mixin_config["encoder_weights"] = None
 
     def stages(self) -> list[list[nn.Module]]:
-        """Return the encoder, its stem if there is one, the block on top, up blocks (one with detail), classifier."""
+        """Return the encoder, its stem if there is one, the block on top, up blocks and classifier."""
         stem = [[self.stem]] if self.stem is not None else []
         up = [[transition, block] for transition, block in zip(self.transitions_up, self.up_blocks, strict=True)]
-        if self.detail is not None:
-            up[HALF].append(self.detail)
         return [[self.encoder], *stem, [self.bottleneck], *up, [self.classifier]]
 
     def pretrained_parts(self) -> list[nn.Module]:
@@ -131,9 +116,6 @@ class EncoderFCDenseNet(SegmentationNetwork):
         with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
             features = self.encoder(x)
         skips = features[LEVELS - 1 : 0 : -1]
-        if self.detail is not None:
-            detail = self.detail(x)
-            skips[HALF] = torch.cat([skips[HALF].to(detail.dtype), detail], dim=1)
         if self.stem is not None:
             skips = [*skips, self.stem(x)]
         parts = (self.bottleneck, self.transitions_up, self.up_blocks)
