@@ -23,7 +23,7 @@ ROW = re.compile(r"^\| val \| (?P<miou>[\d.]+) \| (?P<accuracy>[\d.]+) \| `(?P<c
 
 
 def test_camvid_is_shipped_and_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {"camvid", "camvid-fast"} <= {*NAMES, *ALIASES}
+    assert {"camvid", "camvid-scratch", "camvid-fast"} <= {*NAMES, *ALIASES}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "camvid").mkdir()  # of images, perhaps
     assert default_weights() == find_weights("camvid") == SHIPPED / "camvid"
