@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import datetime
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from tiramisu.cli import command, hide_library_noise, shipped_config, underscored
 from tiramisu.data.datamodule import SegmentationDataModule
 from tiramisu.data.folder import open_folder
-from tiramisu.data.loading import DATASETS, folder_root
+from tiramisu.data.loading import DATASETS, build_loader, folder_root
+from tiramisu.data.transforms import Item
 from tiramisu.device import default_device, fast_bf16, peak_memory_mib
 from tiramisu.doctor.checks import quick_check
 from tiramisu.errors import ConfigError, DivergedError, TiramisuError
@@ -36,6 +38,7 @@ from tiramisu.training.checkpoints import (
     read_checkpoint,
     run_of_checkpoint,
 )
+from tiramisu.training.precise_bn import collect_statistics
 from tiramisu.training.report import plot_confusion, plot_curves, plot_rates
 from tiramisu.training.task import SegmentationTask
 from tiramisu.training.tuning import tune
@@ -270,6 +273,8 @@ def finish(cli: TrainCLI) -> None:
     if last.is_file():  # there is none where no epoch was trained
         # It holds the averaged weights, also where the run was resumed after its last epoch.
         task.load_state_dict(read_checkpoint(last, map_location=task.device)["state_dict"])
+        if task.precise_bn:
+            renew_statistics(cli)
     protocol = protocol_stamp(cli)
     save_model(task, run, protocol)  # before evaluation, so that a crash there loses nothing
     trainer.test(task, cli.datamodule, verbose=False)
@@ -296,6 +301,21 @@ def finish(cli: TrainCLI) -> None:
     )
 
 
+def renew_statistics(cli: TrainCLI) -> None:
+    """Collect the statistics of batch norm anew over the training images; every process sees all of them."""
+    trainer, task, data = cli.trainer, cli.model, cli.datamodule
+    announce("Collecting the statistics of batch norm.")
+    batches = build_loader(data.train_set, data.batch_size, data.workers, shuffle=True, seed=data.seed)
+    limit = trainer.limit_train_batches
+    count = limit if isinstance(limit, int) else round(limit * len(batches))
+
+    def forward(batch: Item) -> None:
+        with trainer.precision_plugin.forward_context():
+            task(batch.image.to(task.device))
+
+    collect_statistics(task.network, itertools.islice(batches, count), forward)
+
+
 def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:
     """Say how the weights came about, for config.json and report.json."""
     config, trainer = cli.config, cli.trainer
@@ -311,7 +331,7 @@ def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:
         "train_seconds": round(cli.history.seconds, 1),
         **({"init": cli.model.beginning.protocol} if cli.model.beginning is not None else {}),
         "seed": config["seed_everything"],
-        "batch_norm": "running",
+        "batch_norm": "precise" if cli.model.precise_bn else "running",
         "precision": str(trainer.precision),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "versions": {**library_versions(), "lightning": L.__version__},

@@ -50,6 +50,8 @@ class SegmentationTask(L.LightningModule):
         region_loss: `lovasz` or `dice`, added to the cross-entropy.
         region_weight: factor of the region loss.
         ema_decay: decay of the moving average of the weights, which is evaluated and saved; 0 turns it off.
+        precise_bn: whether the statistics of batch norm are collected anew at the end, in a pass over training images
+            without dropout. Better where there is dropout in the whole network.
         channels_last: memory layout that is faster on current CPUs and GPUs.
 
     Raises:
@@ -76,6 +78,7 @@ class SegmentationTask(L.LightningModule):
         region_loss: RegionLoss = "none",
         region_weight: float = 0.5,
         ema_decay: float = 0.999,
+        precise_bn: bool = False,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
@@ -113,7 +116,7 @@ class SegmentationTask(L.LightningModule):
         self.warmup_epochs = warmup_epochs
         self.optimizer_name: OptimizerName = optimizer
         self.schedule_name: ScheduleName = schedule
-        self.ema_decay, self.channels_last = ema_decay, channels_last
+        self.ema_decay, self.precise_bn, self.channels_last = ema_decay, precise_bn, channels_last
         self.weigh_classes = class_weights == "auto"
         self.loss = SegmentationLoss(labels, label_smoothing, class_weights, region_loss, region_weight)
         self.confusion = nn.ModuleDict({"val": confusion_matrix(labels), "test": confusion_matrix(labels)})
