@@ -233,12 +233,16 @@ def test_a_drive_that_the_first_phase_has_seen_cannot_be_held_out(
     for file in [*root.glob("train/*"), *root.glob("trainannot/*")]:
         file.rename(file.with_name(f"{'0006R0' if '1' in file.name else '0001TP'}_{file.name}"))
     held_out = ["--data.holdout=0006R0", "--trainer.max_epochs=1", "--data.batch_size=1"]
-    again = f"--model.init={trained_run / 'model'}"
-    message = _fails(train_args(*held_out, again, root=root), capsys)
+    message = _fails(train_args(*held_out, f"--model.init={trained_run / 'model'}", root=root), capsys)
     assert "--data.holdout 0006R0: the weights of --model.init have seen this drive" in message
     main(train_args(*held_out, root=root))
     first = tmp_path / "runs" / "tiny" / "version_0" / "model"
     main(train_args(*held_out, f"--model.init={first}", root=root))
+    again = tmp_path / "runs" / "tiny" / "version_1" / "model"
+    config = json.loads((again / "config.json").read_text())
+    config["protocol"]["init"]["holdout"] = "0001TP"
+    (again / "config.json").write_text(json.dumps(config))
+    assert "have seen this drive" in _fails(train_args(*held_out, f"--model.init={again}", root=root), capsys)
 
 
 def test_a_killed_loader_process_is_told_in_one_line(

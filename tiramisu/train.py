@@ -20,7 +20,6 @@ from tiramisu.cli import command, hide_library_noise, shipped_config, underscore
 from tiramisu.data.datamodule import SegmentationDataModule
 from tiramisu.data.folder import open_folder
 from tiramisu.data.loading import DATASETS, build_loader, folder_root
-from tiramisu.data.transforms import Item
 from tiramisu.device import default_device, fast_bf16, peak_memory_mib
 from tiramisu.doctor.checks import quick_check
 from tiramisu.errors import ConfigError, DivergedError, TiramisuError
@@ -149,11 +148,13 @@ class TrainCLI(LightningCLI):
 
     def _check_holdout(self) -> None:
         """Refuse to measure on a drive that the weights at the beginning have been trained on."""
-        known = self.model.beginning.protocol if self.model.beginning is not None else {}
         holdout, dataset = self.datamodule.holdout, self.datamodule.dataset
-        if holdout is not None and known.get("dataset") == dataset and known.get("holdout") != holdout:
-            raise ConfigError(f"--data.holdout {holdout}: the weights of --model.init have seen this drive; "
-                              f"train those with the same --data.holdout, too")  # fmt: skip
+        known: Any = self.model.beginning.protocol if self.model.beginning is not None else None
+        while holdout is not None and isinstance(known, dict):  # what they started from counts as well
+            if known.get("dataset") == dataset and known.get("holdout") != holdout:
+                raise ConfigError(f"--data.holdout {holdout}: the weights of --model.init have seen this drive; "
+                                  f"train those with the same --data.holdout, too")  # fmt: skip
+            known = known.get("init")
 
 
 @rank_zero_only
@@ -308,12 +309,8 @@ def renew_statistics(cli: TrainCLI) -> None:
     batches = build_loader(data.train_set, data.batch_size, data.workers, shuffle=True, seed=data.seed)
     limit = trainer.limit_train_batches
     count = limit if isinstance(limit, int) else round(limit * len(batches))
-
-    def forward(batch: Item) -> None:
-        with trainer.precision_plugin.forward_context():
-            task(batch.image.to(task.device))
-
-    collect_statistics(task.network, itertools.islice(batches, count), forward)
+    with trainer.precision_plugin.forward_context():
+        collect_statistics(task, itertools.islice(batches, count), task.device)
 
 
 def protocol_stamp(cli: TrainCLI) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from tiramisu.training.precise_bn import collect_statistics
 
 
 def test_statistics_are_those_of_the_batches_without_dropout() -> None:
-    network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3, momentum=0.3)).train()
+    network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3, momentum=0.3)).eval()
     torch.manual_seed(0)
     images = [torch.randn(4, 3, 8, 8) * 2 + 1 for _ in range(5)]
     batches = [Item(image, torch.zeros(4, 8, 8), torch.arange(4)) for image in images]
-    collect_statistics(network, batches, lambda batch: network(batch.image))
-    norm = network[1]
+    collect_statistics(network, batches, torch.device("cpu"))
+    dropout, norm = network
+    assert isinstance(dropout, nn.Dropout) and dropout.p == 0.5
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
     means = torch.stack([image.mean((0, 2, 3)) for image in images])
     variances = torch.stack([image.transpose(0, 1).flatten(1).var(1) for image in images])

@@ -64,7 +64,7 @@ class SegmentationDataModule(L.LightningDataModule):
         if not 0 <= balanced_crops <= 1:
             raise ConfigError(f"--data.balanced_crops {balanced_crops} must be from 0 to 1")
         if balanced_crops and (crop_size is None or augmentation == "none"):
-            raise ConfigError("--data.balanced_crops needs crops: give --data.crop_size, and an --data.augmentation")
+            raise ConfigError("--data.balanced_crops needs crops: give --data.crop_size and --data.augmentation strong")
         self.dataset: DatasetName = dataset
         self.root, self.folder, self.image_size, self.holdout = root, folder, image_size, holdout
         self.augmentation: Augmentation = augmentation

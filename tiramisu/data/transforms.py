@@ -47,6 +47,7 @@ class ClassBalancedCrop(A.RandomCrop):
     """Crop around a pixel of a class that is drawn evenly from those in the mask: rare ones are seen more often.
 
     As the sampling of rare classes in DAFormer (Hoyer et al., 2022), within an image. Expects the target `mask`.
+    Albumentations' CropNonEmptyMaskIfExists draws pixels, most of which belong to common classes.
 
     Args:
         height: of the crop.

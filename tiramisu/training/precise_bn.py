@@ -1,37 +1,31 @@
 """Statistics of batch normalisation for the final weights, without dropout."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.optim.swa_utils import update_bn
 
 from tiramisu.data.transforms import Item
 
 
-@torch.no_grad()
-def collect_statistics(network: nn.Module, batches: Iterable[Item], forward: Callable[[Item], object]) -> None:
+def collect_statistics(model: nn.Module, batches: Iterable[Item], device: torch.device) -> None:
     """Replace the running statistics of every batch norm by the average over batches ("precise BN").
 
     Those of training belong to weights that have changed since, and to features with dropout, whose variances are
-    larger than at test time (Wu and Johnson, 2021, section 3; docs/recipe.md). Leaves the network in eval mode.
+    larger than at test time (Wu and Johnson, 2021, section 3; docs/recipe.md).
 
     Args:
-        network: with its final weights.
+        model: with its final weights; takes the images of a batch.
         batches: of training.
-        forward: runs the network on a batch.
+        device: of the model.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average
-        norm.train()
+    probabilities = {module: module.p for module in model.modules() if isinstance(module, _DropoutNd)}
     try:
-        for batch in batches:
-            forward(batch)
+        for dropout in probabilities:
+            dropout.p = 0.0  # update_bn puts the whole model into training mode
+        update_bn(batches, model, device)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        network.eval()
+        for dropout, probability in probabilities.items():
+            dropout.p = probability

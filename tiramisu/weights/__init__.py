@@ -31,7 +31,7 @@ def find_weights(name: str | Path) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    known = ", ".join([*shipped, *(alias for alias, name in ALIASES.items() if name in shipped)])
+    known = ", ".join([*shipped, *(alias for alias, meant in ALIASES.items() if meant in shipped)])
     remedy = f"shipped ones: {known}" if known else "python -m tiramisu.train makes some"
     raise WeightsError(f"no weights at {name}; give a folder that training wrote or an exported graph ({remedy})")
 
