@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
+import tiramisu.evaluate
 from tiramisu.data.transforms import Item, SampleKey, SegmentationDataset
 from tiramisu.models import EncoderFCDenseNet, FCDenseNet, SmpNetwork, load_network
 from tiramisu.train import main
@@ -226,12 +228,18 @@ def test_weights_say_what_they_started_from(train_args: TrainArgs, trained_run: 
     assert protocol["epochs"] == 1 and protocol["init"] == load_network(trained_run / "model").protocol
 
 
+def drives(root: Path) -> Path:
+    """Write a CamVid with one training image of each of two drives."""
+    write_camvid(root, {"train": 2, "val": 1})
+    for file in [*root.glob("train/*"), *root.glob("trainannot/*")]:
+        file.rename(file.with_name(f"{'0006R0' if '1' in file.name else '0001TP'}_{file.name}"))
+    return root
+
+
 def test_a_drive_that_the_first_phase_has_seen_cannot_be_held_out(
     train_args: TrainArgs, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = write_camvid(tmp_path / "camvid", {"train": 2, "val": 1})
-    for file in [*root.glob("train/*"), *root.glob("trainannot/*")]:
-        file.rename(file.with_name(f"{'0006R0' if '1' in file.name else '0001TP'}_{file.name}"))
+    root = drives(tmp_path / "camvid")
     held_out = ["--data.holdout=0006R0", "--trainer.max_epochs=1", "--data.batch_size=1"]
     message = _fails(train_args(*held_out, f"--model.init={trained_run / 'model'}", root=root), capsys)
     assert "--data.holdout 0006R0: the weights of --model.init have seen this drive" in message
@@ -243,6 +251,30 @@ def test_a_drive_that_the_first_phase_has_seen_cannot_be_held_out(
     config["protocol"]["init"]["holdout"] = "0001TP"
     (again / "config.json").write_text(json.dumps(config))
     assert "have seen this drive" in _fails(train_args(*held_out, f"--model.init={again}", root=root), capsys)
+
+    measure = [f"--data.root={root}", "--data.holdout=0006R0", "--workers=0"]
+    tiramisu.evaluate.main([f"--weights={first}", *measure, f"--output={tmp_path / 'measured'}"])
+    assert re.match(r" +0006R0\n", capsys.readouterr().out), "the table names the drive"
+    assert json.loads((tmp_path / "measured" / "evaluation.json").read_text())["holdout"] == "0006R0"
+    for weights, more, reason in (
+        (trained_run / "model", [], "have seen this drive"),
+        (again, [], "have seen this drive"),
+        (first, ["--data.split=test"], "--data.holdout parts the training images"),
+    ):
+        with pytest.raises(SystemExit):
+            tiramisu.evaluate.main([f"--weights={weights}", *measure, *more])
+        assert reason in capsys.readouterr().err
+
+
+def test_a_drive_cannot_be_held_out_on_the_way(
+    train_args: TrainArgs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = drives(tmp_path / "camvid")
+    main(train_args("--trainer.max_epochs=1", "--data.batch_size=1", root=root))
+    more = ["--trainer.max_epochs=2", "--data.batch_size=1", "--resume=last"]
+    message = _fails(train_args(*more, "--data.holdout=0006R0", root=root), capsys)
+    assert "was trained with --data.holdout null, not 0006R0" in message
+    main(train_args(*more, root=root))
 
 
 def test_a_killed_loader_process_is_told_in_one_line(

@@ -9,6 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tiramisu.cli import command, hide_library_noise, run_function
+from tiramisu.data.camvid import check_unseen
 from tiramisu.data.folder import FolderOptions
 from tiramisu.data.loading import DatasetName, build_loader, open_source
 from tiramisu.data.source import Source
@@ -40,7 +41,7 @@ class DataOptions:
         split: which part of it.
         image_size: height and width of the scenes of `streets` (default: as in training).
         folder: how `folder` is read (default: as in training).
-        holdout: drive of `camvid` that `val` stands for, see `tiramisu.train`.
+        holdout: drive of `camvid` that `val` stands for; the weights must have been trained with the same.
     """
 
     dataset: DatasetName | None = None
@@ -78,6 +79,7 @@ def evaluate(
         engine: what computes; exported graphs need their own (`auto`).
 
     Raises:
+        ConfigError: the options do not fit together, or the weights have seen the drive that is held out.
         WeightsError: the weights are missing, damaged, or have other classes than the data set.
         DataError: the data set is missing or damaged.
     """
@@ -98,10 +100,11 @@ def evaluate(
         keep_worst=WORST_IMAGES if output else 0,
         progress=lambda batches: tqdm(batches, data.split, unit="batch", mininterval=0.5),
     )
-    print(format_table([(data.split, result.scores)], labels))
+    measured = data.holdout if data.holdout is not None and data.split == "val" else data.split
+    print(format_table([(measured, result.scores)], labels))
     if output is not None:
         settings = {"weights": weights, "dataset": data.dataset or segmenter.engine.card.protocol.get("dataset")}
-        settings |= {"split": data.split, "images": len(source), "tta": tta, "bn": bn}
+        settings |= {"split": data.split, "holdout": data.holdout, "images": len(source), "tta": tta, "bn": bn}
         settings |= {"engine": segmenter.engine.description}
         write_report(result, source, labels, settings, output)
         print(f"\nReport: {output}")
@@ -111,7 +114,7 @@ def open_labelled(segmenter: Segmenter, weights: str | Path, data: DataOptions) 
     """Open the data set that the options name, or else the one that the weights were trained on.
 
     Raises:
-        ConfigError: neither names one.
+        ConfigError: neither names one, the weights are for other channels, or they have seen what is held out.
         DataError: it is missing or damaged.
         WeightsError: it has other classes than the weights.
     """
@@ -119,6 +122,10 @@ def open_labelled(segmenter: Segmenter, weights: str | Path, data: DataOptions) 
     dataset = data.dataset or protocol.get("dataset")
     if dataset is None:
         raise ConfigError("these weights do not say what they were trained on; give --data.dataset")
+    if data.holdout is not None and data.split == "test":
+        raise ConfigError("--data.holdout parts the training images; measure on --data.split val, which it stands for")
+    if data.split == "val":
+        check_unseen(data.holdout, protocol, f"the weights {weights}")
     image_size = data.image_size
     if dataset == "streets" and image_size is None and protocol.get("dataset") == "streets":
         image_size = tuple(protocol.get("resolution", Streets.DEFAULT_SIZE))

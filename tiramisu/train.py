@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from tiramisu.cli import command, hide_library_noise, shipped_config, underscored
+from tiramisu.data.camvid import check_unseen
 from tiramisu.data.datamodule import SegmentationDataModule
 from tiramisu.data.folder import open_folder
 from tiramisu.data.loading import DATASETS, build_loader, folder_root
@@ -112,7 +113,8 @@ class TrainCLI(LightningCLI):
         if self.datamodule.dataset == "folder":
             for warning in quick_check(open_folder(folder_root(self.datamodule.root), self.datamodule.folder)):
                 announce(f"Warning: {warning}")
-        self._check_holdout()
+        if self.model.beginning is not None and self.datamodule.dataset == "camvid":
+            check_unseen(self.datamodule.holdout, self.model.beginning.protocol, "the weights of --model.init")
         self.datamodule.setup("fit")  # a wrong data set must be reported before a folder is made
         if self.config["tune"]:
             return super().instantiate_trainer(logger=False, enable_checkpointing=False)
@@ -122,7 +124,7 @@ class TrainCLI(LightningCLI):
         self.checkpoint = find_checkpoint(self.resume, runs, name) if self.resume else None
         run = None
         if self.checkpoint is not None:
-            check_resumable(self.checkpoint, self.model)
+            check_resumable(self.checkpoint, self.model, self.datamodule)
             run = run_of_checkpoint(self.checkpoint)
         elif self.resume:
             announce(f"Nothing to resume in {runs / name}: starting anew.")
@@ -145,16 +147,6 @@ class TrainCLI(LightningCLI):
         if config["logger"] is None:
             config["logger"] = TensorBoardLogger(self.run.parent.parent, self.run.parent.name, self.run.name)
         return super().instantiate_trainer(**kwargs)
-
-    def _check_holdout(self) -> None:
-        """Refuse to measure on a drive that the weights at the beginning have been trained on."""
-        holdout, dataset = self.datamodule.holdout, self.datamodule.dataset
-        known: Any = self.model.beginning.protocol if self.model.beginning is not None else None
-        while holdout is not None and isinstance(known, dict):  # what they started from counts as well
-            if known.get("dataset") == dataset and known.get("holdout") != holdout:
-                raise ConfigError(f"--data.holdout {holdout}: the weights of --model.init have seen this drive; "
-                                  f"train those with the same --data.holdout, too")  # fmt: skip
-            known = known.get("init")
 
 
 @rank_zero_only

@@ -153,9 +153,6 @@ def test_masks_lie_on_their_images_at_every_scale(scale: float) -> None:
 
 def test_images_and_masks_move_together() -> None:
     source = Streets("train", (96, 128))
-    plain = {}
-    for row in source[0].mask:
-        plain.setdefault(row.tobytes(), None)
     _, mask, _ = SegmentationDataset(source, "paper", 64, seed=0)[SampleKey(0, 0)]
     image_only = SegmentationDataset(source, "paper", 64, seed=0)[SampleKey(0, 0)].image.permute(1, 2, 0).numpy()
     found = any(

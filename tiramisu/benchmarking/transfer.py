@@ -20,7 +20,7 @@ Size = Literal[0, 1, 2]  # of EfficientNet-lite
 
 
 def transfer(root: Path, epochs: int = 10, size: Size = 0, runs: Path = Path("runs")) -> None:
-    """Train on CamVid from scratch and from ImageNet weights, and print both results on val.
+    """Train on CamVid from scratch and from ImageNet weights, and print both results (on test, else on val).
 
     Args:
         root: folder of CamVid.

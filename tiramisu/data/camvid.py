@@ -1,10 +1,10 @@
 """CamVid (Brostow et al., 2009) in SegNet's version: 360 x 480 pixels, 11 classes."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tiramisu.data.source import Sample, read_image, read_mask
-from tiramisu.errors import DataError
+from tiramisu.errors import ConfigError, DataError
 from tiramisu.labels import LabelSet
 
 DOWNLOAD_COMMAND = "python -m tiramisu.download camvid --root {root}"
@@ -58,9 +58,9 @@ class CamVid:
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
 
     def __init__(self, root: str | Path, split: str = "train", holdout: str | None = None) -> None:
-        wanted = split
-        split = "train" if holdout is not None and split == "val" else split
-        images, masks = Path(root) / split, Path(root) / f"{split}annot"
+        stands_for_val = holdout is not None and split == "val"
+        files = "train" if stands_for_val else split
+        images, masks = Path(root) / files, Path(root) / f"{files}annot"
         for folder in (images, masks):
             if not folder.is_dir():
                 command = DOWNLOAD_COMMAND.format(root=root)
@@ -68,9 +68,9 @@ class CamVid:
         self.images = sorted(images.glob("*.png"))
         if not self.images:
             raise DataError(f"{images} holds no PNG images; fetch them: {DOWNLOAD_COMMAND.format(root=root)}")
-        if holdout is not None and split == "train":
+        if holdout is not None and files == "train":
             drives = sorted({image.name.partition("_")[0] for image in self.images})
-            chosen = [image for image in self.images if image.name.startswith(f"{holdout}_") == (wanted == "val")]
+            chosen = [image for image in self.images if image.name.startswith(f"{holdout}_") == stands_for_val]
             if not chosen or len(chosen) == len(self.images):
                 raise DataError(f"--data.holdout {holdout} is no drive of {images}; choose one of {', '.join(drives)}")
             self.images = chosen
@@ -94,3 +94,21 @@ class CamVid:
             raise DataError(f"mask {self.masks[index]} is {mask.shape[0]} x {mask.shape[1]}, but its image is "
                             f"{image.shape[0]} x {image.shape[1]}")  # fmt: skip
         return Sample(image, mask, self.images[index].name)
+
+
+def check_unseen(holdout: str | None, protocol: Any, weights: str) -> None:
+    """Refuse to measure weights on a drive that they, or those that they started from, have been trained on.
+
+    Args:
+        holdout: the drive, or none.
+        protocol: how the weights came about, as their config.json tells.
+        weights: what to call them.
+
+    Raises:
+        ConfigError: they have seen the drive.
+    """
+    while holdout is not None and isinstance(protocol, dict):
+        if protocol.get("dataset") == "camvid" and protocol.get("holdout") != holdout:
+            raise ConfigError(f"--data.holdout {holdout}: {weights} have seen this drive; train some with the same "
+                              f"--data.holdout, from the first phase on")  # fmt: skip
+        protocol = protocol.get("init")

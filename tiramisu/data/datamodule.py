@@ -1,6 +1,7 @@
 """The LightningDataModule over every data set."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -110,6 +111,10 @@ class SegmentationDataModule(L.LightningDataModule):
             self._open(self.test_split)  # not needed yet, but a damaged one must not be found days later
         if stage == "test":
             self.test_set = SegmentationDataset(self._open(self.test_split))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the data: a run that has seen a drive cannot go on without it."""
+        return {"holdout": self.holdout}
 
     def _open(self, split: str) -> Source:
         return open_source(self.dataset, self.root, split, self.image_size, self.folder, self.holdout)

@@ -16,7 +16,7 @@ from tiramisu.errors import ConfigError, DataError
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import below asks the network for its version
 import albumentations as A
 
-MIN_SIZE = 32  # what the networks take at least; models do not know data, nor data models
+MIN_SIZE = 32  # what networks take at least; again in models/network.py: neither package imports the other
 
 Augmentation = Literal["none", "paper", "strong"]
 SCALE = (0.5, 2.0)  # of `strong`
@@ -94,7 +94,7 @@ def build_augmentation(
             changes of colour, gamma, sharpness and noise.
         crop_size: height and width of the crop, or none for whole images.
         ignore_index: what masks are padded with; padding never becomes a class.
-        pad: whether to pad images that are smaller than the crop.
+        pad: whether to pad images that are smaller than the crop; `strong` always does.
         channels: of the images; saturation and hue are of RGB only.
         scale: smallest and largest factor of the random scale of `strong`.
         balanced_crops: share of the crops that lie around a pixel of a class that is drawn evenly.

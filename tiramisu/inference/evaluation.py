@@ -57,10 +57,13 @@ def evaluate(
 
     Args:
         segmenter: what is measured.
-        batches: uint8 images (B, 3, H, W), masks (B, H, W) and positions (B,).
+        batches: uint8 images (B, channels, H, W), int64 masks (B, H, W) and positions (B,).
         tta: test-time augmentation.
         keep_worst: how many of the images with the largest share of wrong pixels to keep.
         progress: wraps the batches, for a progress bar.
+
+    Raises:
+        ConfigError: the engine cannot do the augmentation.
     """
     labels = segmenter.labels
     matrix = confusion_matrix(labels)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tiramisu.errors import WeightsError
-from tiramisu.models.baseline import encoder_normalization
+from tiramisu.models.baseline import encoder_normalization, pad_to_stride
 from tiramisu.models.blocks import DenseBlock, TransitionUp, initialize_he_uniform
 from tiramisu.models.fused import decode, supports, wants_statistics
 from tiramisu.models.imagenet import PACKAGES, find_packaged_weights, load_packaged_weights
@@ -68,6 +67,7 @@ class EncoderFCDenseNet(SegmentationNetwork):
             raise ValueError(f"layers_per_block needs {LEVELS} or {LEVELS + 1} blocks with layers, got {layers}")
         self.encoder = build_encoder(encoder, encoder_weights, in_channels)
         self.pretrained = encoder_weights is not None
+        self.depthwise = any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in self.encoder.modules())
         skips = [*self.encoder.out_channels[LEVELS - 1 : 0 : -1]]
         self.stem: nn.Conv2d | None = None
         if len(layers) > LEVELS:
@@ -106,13 +106,9 @@ class EncoderFCDenseNet(SegmentationNetwork):
 
     def compute_logits(self, x: Tensor) -> Tensor:
         """Map normalised images (B, in_channels, H, W) to logits (B, num_classes, >= H, >= W)."""
-        # Some encoders round half of an odd side down, and TensorFlow's convolutions, such as EfficientNet's, pad odd
-        # and even sides differently: features would lie elsewhere than in the crops of training (2 mIoU on CamVid).
-        # With zeros, because that is what convolutions see beyond the borders of crops (0.4 mIoU against "replicate").
-        x = F.pad(x, (0, -x.shape[3] % 2**LEVELS, 0, -x.shape[2] % 2**LEVELS))
+        x = pad_to_stride(x, 2**LEVELS)
         # The gradient of a depthwise convolution takes oneDNN several times as long in bfloat16 as in float32.
-        depthwise = any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in self.encoder.modules())
-        slow = depthwise and x.device.type == "cpu" and torch.is_grad_enabled()
+        slow = self.depthwise and x.device.type == "cpu" and torch.is_grad_enabled()
         with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
             features = self.encoder(x)
         skips = features[LEVELS - 1 : 0 : -1]
@@ -141,7 +137,7 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> Any:
 
     Raises:
         ValueError: there is no such encoder, or it has no such weights.
-        WeightsError: the file is missing or of another encoder.
+        WeightsError: the file is missing or of another encoder, or the weights cannot be downloaded.
     """
     # Imported here: it loads timm and hundreds of encoders, which no FC-DenseNet needs.
     import segmentation_models_pytorch as smp

@@ -9,7 +9,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tiramisu.errors import WeightsError
+from tiramisu.data.datamodule import SegmentationDataModule
+from tiramisu.errors import ConfigError, WeightsError
 from tiramisu.files import atomic_path
 from tiramisu.models.network import check_state
 from tiramisu.training.task import SegmentationTask
@@ -62,13 +63,18 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     return checkpoint
 
 
-def check_resumable(path: Path, task: SegmentationTask) -> None:
-    """Check that a checkpoint can be read and belongs to the network that is configured.
+def check_resumable(path: Path, task: SegmentationTask, data: SegmentationDataModule) -> None:
+    """Check that a checkpoint can be read and belongs to the network and the data that are configured.
 
     Raises:
-        WeightsError: it cannot, or does not.
+        ConfigError: it was trained with another drive held out.
+        WeightsError: it cannot be read, or does not fit the network.
     """
     checkpoint = read_checkpoint(path)
+    before = checkpoint.get(type(data).__qualname__, data.state_dict()).get("holdout")
+    if before != data.holdout:
+        raise ConfigError(f"{path} was trained with --data.holdout {before or 'null'}, not {data.holdout or 'null'}; "
+                          f"resume it with its own, or start anew without --resume")  # fmt: skip
     check_state(task, checkpoint["state_dict"], path)
     for state in checkpoint.get("optimizer_states", []):
         kept = [len(group["params"]) for group in state["param_groups"]]

@@ -34,7 +34,7 @@ def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> 
         labels: the classes to learn.
 
     Raises:
-        WeightsError: the weights are missing or damaged.
+        WeightsError: the weights are missing or damaged, or for images of other channels.
     """
     state = read_weights_file(folder / WEIGHTS_FILE)
     config = _read_config(folder / CONFIG_FILE)
@@ -47,14 +47,16 @@ def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> 
     if theirs != network.in_channels:
         raise WeightsError(f"the weights in {folder} are for images of {theirs} channels, the data have "
                            f"{network.in_channels}; see --data.folder.in_channels")  # fmt: skip
+    in_place = ""
     if not _fits(network, state, folder):
         network = _network_like(config, folder, labels)
+        in_place = ", in place of the network that is configured"
     prefix = classifier_name(network) + "."
     kept = state if same_classes else {name: value for name, value in state.items() if not name.startswith(prefix)}
     complete = {**network.state_dict(), **kept}
     check_state(network, complete, folder / WEIGHTS_FILE)
     network.load_state_dict(complete)
-    kind = type(network).__name__
+    kind = type(network).__name__ + in_place
     if same_classes:
         summary = f"Starting from {folder} ({kind}): all {len(kept)} tensors kept, the classes are the same."
         return Beginning(network, summary, protocol)

@@ -33,7 +33,7 @@ class SegmentationTask(L.LightningModule):
         network: class of the network: FCDenseNet, EncoderFCDenseNet for its up path over a pretrained encoder, or
             SmpNetwork for any segmentation_models_pytorch architecture.
         init: weights to start from: a folder that training wrote, or the name of shipped ones. For other classes the
-            classifier is renewed. Where they do not fit the network, theirs is taken.
+            classifier is renewed. Where they do not fit the configured network, theirs takes its place.
         freeze_epochs: epochs in which only what is new is trained: all but the pretrained encoder, or the classifier.
         lr_decay: layer-wise decay: factor of the learning rate from each part of the network to the one before it;
             below 1, what is far from the classifier changes less.
@@ -87,6 +87,10 @@ class SegmentationTask(L.LightningModule):
         for option, value in (("weight_decay", weight_decay), ("warmup_epochs", warmup_epochs), ("lr_gamma", lr_gamma)):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"--model.{option} {value} must be a number from 0 up")
+        if not 0 < lr_decay <= 1:
+            raise ConfigError(f"--model.lr_decay {lr_decay} must be above 0 and at most 1")
+        if freeze_epochs < 0:
+            raise ConfigError(f"--model.freeze_epochs {freeze_epochs} must not be negative")
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"--model.ema_decay {ema_decay} must be at least 0 and below 1")
         try:
@@ -95,8 +99,6 @@ class SegmentationTask(L.LightningModule):
             self.network = network(len(labels), **others)
         except ValueError as error:
             raise ConfigError(f"--model.network: {error}") from error
-        if not 0 < lr_decay <= 1 or freeze_epochs < 0:
-            raise ConfigError("--model.lr_decay must be above 0 and at most 1, --model.freeze_epochs 0 or more")
         self.pretrained = self.network.pretrained_parts()
         self.beginning: Beginning | None = None
         if init is not None:
@@ -157,7 +159,7 @@ class SegmentationTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 images (B, 3, H, W) to logits (B, classes, H, W)."""
+        """Map uint8 images (B, channels, H, W) to logits (B, classes, H, W)."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return self.network(images_to_float(images).contiguous(memory_format=layout))
 
