@@ -168,7 +168,8 @@ def write_report(
         {**settings, **result.scores.to_dict(labels), "confusion": result.confusion.tolist()},
     )
     plot_confusion(result.confusion, labels, output / "confusion_matrix.png")
-    worst = [(source[found.position].image, source[found.position].mask, found.prediction) for found in result.worst]
+    samples = [(source[found.position], found.prediction) for found in result.worst]
+    worst = [(sample.image, sample.mask, prediction) for sample, prediction in samples]
     with atomic_path(output / "worst.png") as temporary:
         Image.fromarray(comparison(worst, labels)).save(temporary)
 

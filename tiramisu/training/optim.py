@@ -91,8 +91,9 @@ def build_optimizer(
         weight_decay: of convolution weights only.
         lr_decay: factor of the rate from each stage of a network to the one before it; the last one has `lr`.
     """
-    groups = parameter_groups(module, weight_decay)
-    if lr_decay != 1:
+    if lr_decay == 1:
+        groups = parameter_groups(module, weight_decay)
+    else:
         assert isinstance(module, SegmentationNetwork)
         stages = module.stages()
         groups = [
