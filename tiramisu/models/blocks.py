@@ -4,6 +4,7 @@ Details that the paper leaves open follow the authors' Theano code: biases in ev
 element-wise dropout, batch normalisation with epsilon 1e-4.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -121,6 +122,35 @@ class TransitionUp(nn.Module):
         if self.kind == "transposed":
             return self.conv(x)[:, :, :height, :width]
         return F.interpolate(x, size=(height, width), mode="nearest")
+
+
+def run_up_path(
+    features: Tensor, bottleneck: DenseBlock, up: Iterable[tuple[TransitionUp, DenseBlock]], skips: list[Tensor]
+) -> Tensor:
+    """Run the block at the bottom and the up path: blocks hand on only what they add, the last one all it has.
+
+    Args:
+        features: the lowest (B, C, H, W).
+        bottleneck: the block on top of them.
+        up: transitions and blocks.
+        skips: features of each resolution, the lowest last; they are taken out, which frees their memory on the way.
+
+    Returns:
+        All features of the last block (B, C, H, W).
+    """
+    below, stack = bottleneck, bottleneck(features)
+    for transition, block in up:
+        stack = block(transition(stack[:, below.in_channels :], skips.pop()))
+        below = block
+    return stack
+
+
+def build_classifier(in_channels: int, num_classes: int, stride: int) -> nn.Sequential:
+    """Build a classifier that predicts each `stride` x `stride` pixels at once."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, num_classes * stride**2, kernel_size=1),
+        nn.PixelShuffle(stride) if stride > 1 else nn.Identity(),
+    )
 
 
 def initialize_he_uniform(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tiramisu.errors import WeightsError
 from tiramisu.models.baseline import encoder_normalization, pad_to_stride
-from tiramisu.models.blocks import DenseBlock, TransitionUp, initialize_he_uniform
+from tiramisu.models.blocks import DenseBlock, TransitionUp, build_classifier, initialize_he_uniform, run_up_path
 from tiramisu.models.fused import decode, supports, wants_statistics
 from tiramisu.models.imagenet import PACKAGES, find_packaged_weights, load_packaged_weights
 from tiramisu.models.kernels import Kernel
@@ -82,11 +82,7 @@ class EncoderFCDenseNet(SegmentationNetwork):
             for transition, count in zip(transitions, layers[1:], strict=True)
         )
         features = transitions[-1].out_channels + layers[-1] * growth_rate
-        stride = 1 if self.stem is not None else 2
-        self.classifier = nn.Sequential(
-            nn.Conv2d(features, num_classes * stride**2, kernel_size=1),
-            nn.PixelShuffle(stride) if stride > 1 else nn.Identity(),
-        )
+        self.classifier = build_classifier(features, num_classes, stride=1 if self.stem is not None else 2)
         for part in (self.stem, self.bottleneck, self.transitions_up, self.up_blocks, self.classifier):
             if part is not None:
                 initialize_he_uniform(part)
@@ -115,16 +111,11 @@ class EncoderFCDenseNet(SegmentationNetwork):
         if self.stem is not None:
             skips = [*skips, self.stem(x)]
         parts = (self.bottleneck, self.transitions_up, self.up_blocks)
+        up: Any = zip(self.transitions_up, self.up_blocks, strict=True)
         if x.device.type == "cpu" and Kernel.compiler_works and supports(*parts):
-            up: Any = zip(self.transitions_up, self.up_blocks, strict=True)
             wanted = any(wants_statistics(part) for part in parts)
             return self.classifier(decode(features[-1], self.bottleneck, up, skips, wanted))
-        block: Any = self.bottleneck
-        stack = block(features[-1])
-        for transition, up_block, skip in zip(self.transitions_up, self.up_blocks, skips, strict=True):
-            stack = up_block(transition(stack[:, block.in_channels :], skip))
-            block = up_block
-        return self.classifier(stack)
+        return self.classifier(run_up_path(features[-1], self.bottleneck, up, skips[::-1]))
 
 
 def build_encoder(name: str, weights: str | None, in_channels: int) -> Any:

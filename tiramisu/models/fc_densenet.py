@@ -13,7 +13,9 @@ from tiramisu.models.blocks import (
     TransitionDownKind,
     TransitionUp,
     TransitionUpKind,
+    build_classifier,
     initialize_he_uniform,
+    run_up_path,
 )
 from tiramisu.models.fused import FusedDenseBlock, encode_decode, supports, wants_statistics
 from tiramisu.models.kernels import Kernel
@@ -123,10 +125,7 @@ class FCDenseNet(SegmentationNetwork):
         )
         blocks: list[Any] = [*self.down_blocks, self.bottleneck, *self.up_blocks]
         self.stage_channels = (stem_channels, *(block.in_channels + block.new_channels for block in blocks))
-        self.classifier = nn.Sequential(
-            nn.Conv2d(self.stage_channels[-1], num_classes * stem_stride**2, kernel_size=1),
-            nn.PixelShuffle(stem_stride) if stem_stride > 1 else nn.Identity(),
-        )
+        self.classifier = build_classifier(self.stage_channels[-1], num_classes, stem_stride)
         initialize_he_uniform(self)
 
     def stages(self) -> list[list[nn.Module]]:
@@ -139,22 +138,17 @@ class FCDenseNet(SegmentationNetwork):
         """Map normalised images (B, in_channels, H, W) to logits (B, num_classes, >= H, >= W)."""
         suits = x.device.type == "cpu" and Kernel.compiler_works
         paths = (self.down_blocks, self.transitions_down, self.bottleneck, self.transitions_up, self.up_blocks)
+        down: Any = zip(self.down_blocks, self.transitions_down, strict=True)
+        up: Any = zip(self.transitions_up, self.up_blocks, strict=True)
         if (self.block == "fused" or (self.block == "auto" and suits)) and supports(*paths):
-            down: Any = zip(self.down_blocks, self.transitions_down, strict=True)
-            up: Any = zip(self.transitions_up, self.up_blocks, strict=True)
             return self.classifier(encode_decode(self.stem(x), down, self.bottleneck, up, wants_statistics(self)))
         stack = self.stem(x)
         skips = []
-        for block, transition in zip(self.down_blocks, self.transitions_down, strict=True):
+        for block, transition in down:
             stack = block(stack)
             skips.append(stack)
             stack = transition(stack)
-        block = self.bottleneck
-        stack = block(stack)
-        for transition, up_block in zip(self.transitions_up, self.up_blocks, strict=True):
-            stack = up_block(transition(stack[:, block.in_channels :], skips.pop()))
-            block = up_block
-        return self.classifier(stack)
+        return self.classifier(run_up_path(stack, self.bottleneck, up, skips))
 
 
 def resolve_layers(layers_per_block: int | Sequence[int], num_poolings: int | None) -> list[int]:
