@@ -84,7 +84,9 @@ def test_weights_of_another_network_bring_it_along(
     init = f"--model.init={trained_run / 'model'}"
     main(own_args(train_args, coins, init, "--model.network.growth_rate=6", "--trainer.max_epochs=1"))
     assert weights(last_run(tmp_path)).keys() == weights(trained_run).keys()
-    assert "renewed for 3 classes" in capsys.readouterr().err
+    assert (
+        "(FCDenseNet, in place of the network that is configured): its classifier is renewed" in capsys.readouterr().err
+    )
 
 
 def test_other_architectures_keep_all_but_their_classifier_too(
@@ -95,7 +97,11 @@ def test_other_architectures_keep_all_but_their_classifier_too(
     before = load_file(tmp_path / "unet" / "model.safetensors")
     options = ["--model.lr=0", "--model.ema_decay=0", "--model.lr_decay=0.5", "--trainer.max_epochs=1"]
     main(own_args(train_args, coins, f"--model.init={tmp_path / 'unet'}", *options))
-    assert "(SmpNetwork): its classifier is renewed for 3 classes" in capsys.readouterr().err
+    assert (
+    said = capsys.readouterr().err
+    assert "(SmpNetwork, in place of the network that is configured): its classifier is renewed for 3 classes" in said
+        in capsys.readouterr().err
+    )
     after = weights(last_run(tmp_path))
     for name in ("model.encoder.conv1.weight", "model.decoder.blocks.0.conv1.0.weight"):
         torch.testing.assert_close(after[name], before[name])
@@ -179,7 +185,7 @@ def test_rates_fall_towards_the_input() -> None:
     ("options", "words"),
     [
         (["--model.freeze_epochs=1"], "keeps pretrained weights; give --model.init"),
-        (["--model.lr_decay=0"], "--model.lr_decay must be above 0"),
+        (["--model.lr_decay=0"], "--model.lr_decay 0.0 must be above 0"),
         (["--model.init=nowhere"], "no weights at nowhere"),
         (["--data.folder.groups=("], "no regular expression"),
         (["--data.folder.val_share=1"], "leave nothing to train on"),
