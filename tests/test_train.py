@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,6 +227,22 @@ def test_weights_say_what_they_started_from(train_args: TrainArgs, trained_run: 
     main(train_args(f"--model.init={trained_run / 'model'}", "--trainer.max_epochs=1"))
     protocol = load_network(tmp_path / "runs" / "tiny" / "version_0" / "model").protocol
     assert protocol["epochs"] == 1 and protocol["init"] == load_network(trained_run / "model").protocol
+
+
+def test_a_resumed_run_remembers_what_it_started_from(
+    train_args: TrainArgs, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init = tmp_path / "init"
+    shutil.copytree(trained_run / "model", init)
+    main(train_args(f"--model.init={init}", "--trainer.max_epochs=1"))
+    config = json.loads((init / "config.json").read_text())
+    config["protocol"]["epochs"] = 99
+    (init / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    main(train_args(f"--model.init={init}", "--trainer.max_epochs=2", "--resume=last"))
+    assert "Starting from" not in capsys.readouterr().err
+    protocol = load_network(tmp_path / "runs" / "tiny" / "version_0" / "model").protocol
+    assert protocol["epochs"] == 2 and protocol["init"] == load_network(trained_run / "model").protocol
 
 
 def drives(root: Path) -> Path:

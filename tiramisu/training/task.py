@@ -23,6 +23,8 @@ from tiramisu.training.losses import ClassWeights, RegionLoss, SegmentationLoss
 from tiramisu.training.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule
 from tiramisu.weights import find_weights
 
+BEGINNING = "beginning"  # key in checkpoints
+
 
 class SegmentationTask(L.LightningModule):
     """Train a segmentation network.
@@ -124,9 +126,7 @@ class SegmentationTask(L.LightningModule):
         self.confusion = nn.ModuleDict({"val": confusion_matrix(labels), "test": confusion_matrix(labels)})
 
     def setup(self, stage: str) -> None:
-        """Say where the weights come from; weigh the classes, if the data are to say how."""
-        if stage == "fit" and self.beginning is not None and self.trainer.is_global_zero:
-            print(self.beginning.summary, file=sys.stderr)
+        """Weigh the classes, if the data are to say how."""
         if self.freeze_epochs and self.trainer.world_size > 1:
             raise ConfigError("--model.freeze_epochs works in one process only; train with --trainer.devices 1")
         if self.weigh_classes and stage == "fit":
@@ -135,6 +135,16 @@ class SegmentationTask(L.LightningModule):
             named = ", ".join(f"{name} {weight:g}" for name, weight in zip(self.labels.names, weights, strict=True))
             if self.trainer.is_global_zero:
                 print(f"Class weights: {named}.", file=sys.stderr)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how the weights at the beginning came about: others may bear their name when the run is resumed."""
+        if self.beginning is not None:
+            checkpoint[BEGINNING] = self.beginning.protocol
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what `on_save_checkpoint` has kept."""
+        if self.beginning is not None and BEGINNING in checkpoint:
+            self.beginning = self.beginning._replace(protocol=checkpoint[BEGINNING])
 
     def build_optimizer(self) -> Optimizer:
         """Build the optimiser over all parameters, frozen ones included."""
@@ -177,6 +187,11 @@ class SegmentationTask(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.image))
         self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"], prog_bar=True)
         return loss
+
+    def on_train_start(self) -> None:
+        """Say where the weights come from, if they do not come from a checkpoint."""
+        if self.beginning is not None and self.global_step == 0 and self.trainer.is_global_zero:
+            print(self.beginning.summary, file=sys.stderr)
 
     def on_train_epoch_start(self) -> None:
         """Keep pretrained parts as they are in the first epochs, batch-norm statistics included."""
