@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,16 @@ def test_camvid_is_shipped_and_the_default(tmp_path: Path, monkeypatch: pytest.M
     assert find_weights("./camvid") == Path("camvid")
     for alias, name in ALIASES.items():
         assert find_weights(alias) == SHIPPED / name
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_a_path_is_no_name(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_run / "model", "camvid")
+    image = draw_scene(0, 0, 64, 96)[0]
+    mine = Segmenter.load(trained_run / "model", engine=engine).engine.logits(image[None])
+    for path in ("./camvid", Path("camvid")):
+        assert np.array_equal(Segmenter.load(path, engine=engine).engine.logits(image[None]), mine)
 
 
 @pytest.mark.parametrize("name", NAMES)

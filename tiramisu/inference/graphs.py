@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def write_openvino(network: SegmentationNetwork, path: Path) -> None:
     ov.save_model(model, path)
 
 
-def trace(network: SegmentationNetwork, card: Card) -> "torch.jit.ScriptFunction[[Tensor], Tensor]":
+def trace(network: SegmentationNetwork, card: Card) -> Any:
     """Record what a network computes in eval mode."""
     wrapped = Uint8Network(network.eval()).requires_grad_(False)
     with torch.no_grad():

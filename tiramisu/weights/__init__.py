@@ -19,15 +19,17 @@ def shipped_weights() -> dict[str, Path]:
 
 
 def find_weights(name: str | Path) -> Path:
-    """Return the path of weights: of shipped ones by their name, or an existing path (./camvid where it is both).
+    """Return the path of weights.
+
+    Args:
+        name: a text may name shipped weights (./camvid is the folder of the same name); a `Path` is always a path.
 
     Raises:
         WeightsError: there are none.
     """
     shipped = shipped_weights()
-    known_as = ALIASES.get(str(name), str(name))
-    if known_as in shipped:
-        return shipped[known_as]
+    if isinstance(name, str) and ALIASES.get(name, name) in shipped:
+        return shipped[ALIASES.get(name, name)]
     path = Path(name)
     if path.exists():
         return path
