@@ -34,6 +34,8 @@ def test_exports_are_checked_and_segment_images_of_any_size(
     printed = capsys.readouterr().out
     assert "Checked against torch" in printed and "Loss of mIoU" in printed and f"Exported: {output}" in printed
     assert abs(float(printed.split("Loss of mIoU: ")[1].split()[0])) < 2
+    if kind == "float16":
+        assert printed.count("torch, cpu, float32") == 2, "what halving costs, nothing else"
     exported, reference = Segmenter.load(output), Segmenter.load(trained_run / "model", engine="torch")
     for image in (SCENE, SCENE[:40, :50], np.tile(SCENE, (2, 1, 1))):
         assert np.mean(exported(image).mask == reference(image).mask) > (0.9 if "int8" in kind else 0.99)
@@ -53,6 +55,18 @@ def test_graphs_explain_themselves_without_tiramisu(trained_run: Path, tmp_path:
     export(trained_run, "openvino", tmp_path / "graph")
     model = import_openvino().Core().read_model(tmp_path / "graph" / "model.xml")
     assert model.inputs[0].get_element_type().get_type_name() == "u8" and model.inputs[0].any_name == "images"
+
+
+@pytest.mark.parametrize(("first", "second"), [("float16", "openvino"), ("openvino", "float16")])
+def test_weights_and_graphs_do_not_share_a_folder(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], first: str, second: str
+) -> None:
+    export(trained_run, first, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(SystemExit) as ended:
+        export(trained_run, second, tmp_path / "out")
+    assert ended.value.code == 1 and "give another folder" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
 @pytest.mark.parametrize(

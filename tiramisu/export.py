@@ -15,7 +15,7 @@ from tiramisu.errors import ConfigError, ImageError, TiramisuError
 from tiramisu.evaluate import DataOptions, open_labelled
 from tiramisu.files import atomic_folder, atomic_path
 from tiramisu.images import decode_image
-from tiramisu.inference.engines import OPENVINO_GRAPH, UInt8Array, open_engine
+from tiramisu.inference.engines import OPENVINO_GRAPH, Engine, Precision, UInt8Array, open_engine
 from tiramisu.inference.evaluation import evaluate
 from tiramisu.inference.graphs import write_int8, write_onnx, write_openvino
 from tiramisu.inference.inputs import find_inputs
@@ -23,7 +23,7 @@ from tiramisu.inference.segmenter import TILE, Segmenter
 from tiramisu.inference.torch_engine import TorchEngine
 from tiramisu.models import load_network
 from tiramisu.models.network import store_as_float16
-from tiramisu.weights import find_weights
+from tiramisu.weights import WEIGHTS_FILE, find_weights
 
 Format = Literal["onnx", "openvino", "openvino-int8", "float16"]
 
@@ -71,6 +71,9 @@ def export(
         raise ConfigError("--images must be at least 1")
     if output.is_file() and format != "onnx":
         raise ConfigError(f"--output {output} is a file; give a folder")
+    other = output / (OPENVINO_GRAPH if format == "float16" else WEIGHTS_FILE)
+    if other.is_file():
+        raise ConfigError(f"--output {output} holds {other.name}; give another folder, what reads it takes one of both")
     folder = find_weights(weights)
     if data != DEFAULT_DATA:  # what is wrong with it is told before the work
         open_labelled(Segmenter(TorchEngine.open(folder, "cpu")), weights, data)
@@ -99,7 +102,7 @@ def export(
             shares = check(staging, folder, format, samples)
     print(f"Checked against torch: {100 * min(shares):.2f} % of the pixels or more have the same class.")
     if data != DEFAULT_DATA:
-        compare(folder, output, data)
+        compare(folder, output, format, data)
     print(f"Exported: {output}")
 
 
@@ -142,7 +145,7 @@ def check(graph: Path, weights: Path, kind: Format, samples: Sequence[UInt8Array
     Raises:
         TiramisuError: too few are equal.
     """
-    exported = Segmenter(open_engine(graph, "torch" if kind == "float16" else "auto", precision="fp32"))
+    exported = Segmenter(open_exported(graph, kind, "fp32"))
     reference = Segmenter(TorchEngine.open(weights, "cpu", "fp32"))
     shares = [float(np.mean(exported(sample).mask == reference(sample).mask)) for sample in samples[:CHECKED_IMAGES]]
     if min(shares) < AGREEMENT[kind]:
@@ -152,10 +155,20 @@ def check(graph: Path, weights: Path, kind: Format, samples: Sequence[UInt8Array
     return shares
 
 
-def compare(weights: Path, graph: Path, data: DataOptions) -> None:
-    """Print the mIoU of the weights in torch and of the graph on labelled data."""
+def open_exported(path: Path, kind: Format, precision: Precision) -> Engine:
+    """Open what was written: a graph in its engine, weights in torch."""
+    return open_engine(path, "torch" if kind == "float16" else "auto", precision=precision)
+
+
+def compare(weights: Path, exported: Path, kind: Format, data: DataOptions) -> None:
+    """Print the mIoU on labelled data of the weights in torch, in float32, and of what was exported.
+
+    Graphs compute as they will be used, in bfloat16 where the hardware has it; halved weights in float32, so that the
+    loss is that of halving.
+    """
     scores = []
-    for path, engine in ((weights, TorchEngine.open(weights, "auto", "fp32")), (graph, open_engine(graph))):
+    opened = open_exported(exported, kind, "fp32" if kind == "float16" else "auto")
+    for path, engine in ((weights, TorchEngine.open(weights, "auto", "fp32")), (exported, opened)):
         segmenter = Segmenter(engine)
         source = open_labelled(segmenter, path, data)
         result = evaluate(segmenter, build_loader(SegmentationDataset(source), 1))
