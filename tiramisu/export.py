@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.cli import command, hide_library_noise, run_function
 from tiramisu.data.loading import build_loader
 from tiramisu.data.transforms import SegmentationDataset
@@ -15,7 +16,7 @@ from tiramisu.errors import ConfigError, ImageError, TiramisuError
 from tiramisu.evaluate import DataOptions, open_labelled
 from tiramisu.files import atomic_folder, atomic_path
 from tiramisu.images import decode_image
-from tiramisu.inference.engines import OPENVINO_GRAPH, Engine, Precision, UInt8Array, open_engine
+from tiramisu.inference.engines import OPENVINO_GRAPH, Engine, Precision, open_engine
 from tiramisu.inference.evaluation import evaluate
 from tiramisu.inference.graphs import write_int8, write_onnx, write_openvino
 from tiramisu.inference.inputs import find_inputs

@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.errors import ImageError
-
-UInt8Array = NDArray[np.uint8]
 
 DEFAULT_MAX_PIXELS = 400_000_000
 Image.init()

@@ -9,12 +9,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.labels import LabelSet
-
-UInt8Array = NDArray[np.uint8]
 
 # Told apart with every kind of colour vision (Tol, "Colour schemes", 2021: muted, with grey, orange and light blue).
 SAFE_COLORS = (

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as run_lengths
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.data.classes import VOID, VOID_NAMES, ClassEntry, ClassMap, build_class_map
-from tiramisu.data.source import UInt8Array
 from tiramisu.errors import DataError
 from tiramisu.files import read_text
 

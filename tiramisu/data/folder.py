@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.data.annotations import classes_of_names, coco_file, labelme_names, read_labelme
 from tiramisu.data.classes import (
     FILE_NAMES,
@@ -25,7 +26,7 @@ from tiramisu.data.classes import (
 )
 from tiramisu.data.layouts import LayoutName, Listing, Pair, class_of_mask, find_pairs
 from tiramisu.data.masks import Encoding, decode_mask, infer_classes, read_raw_mask, survey_masks
-from tiramisu.data.source import Sample, UInt8Array, read_image
+from tiramisu.data.source import Sample, read_image
 from tiramisu.data.splits import LIST_FOLDERS, draw_splits, find_lists, split_by_lists
 from tiramisu.errors import ConfigError, DataError
 from tiramisu.files import user_cache, write_json

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.data.classes import VOID, ClassEntry, ClassMap, build_class_map
-from tiramisu.data.source import UInt8Array, open_mask
+from tiramisu.data.source import open_mask
 from tiramisu.errors import DataError
 from tiramisu.labels import RGB
 

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.errors import DataError, ImageError
 from tiramisu.images import FORMATS, decode_image
 from tiramisu.labels import LabelSet
-
-UInt8Array = NDArray[np.uint8]
 
 MAX_PIXELS = 178_956_970  # what Pillow refuses by itself, unless another module has lifted its limit
 

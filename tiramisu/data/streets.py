@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.data.camvid import CamVid
-from tiramisu.data.source import Sample, UInt8Array
+from tiramisu.data.source import Sample
 from tiramisu.labels import LabelSet
 
 SKY, BUILDING, POLE, ROAD, SIDEWALK, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST, VOID = range(12)

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.data.layouts import without_ending
 from tiramisu.data.source import read_mask
 from tiramisu.demo.gallery import Gallery, Result
 from tiramisu.errors import DataError, ImageError
 from tiramisu.labels import LabelSet
 from tiramisu.metrics import Scores, confusion_matrix, scores_from_confusion
-
-UInt8Array = NDArray[np.uint8]
 
 
 def read_truth(gallery: Gallery, name: str, data: bytes, result: Result) -> UInt8Array:

@@ -16,9 +16,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 from PIL import Image
 
+from tiramisu.arrays import FloatArray, UInt8Array
 from tiramisu.demo.limits import LIMITS, MIB, Limits
 from tiramisu.demo.service import Service, Step, Tell, keep_quiet
 from tiramisu.errors import ImageError, TiramisuError
@@ -26,8 +26,6 @@ from tiramisu.images import DecodedImage, count_pixels, decode_image
 from tiramisu.inference.segmenter import Options, Segmentation, count_classes
 from tiramisu.labels import LabelSet
 from tiramisu.visualize import data_url, overlay, with_safe_colors
-
-UInt8Array = NDArray[np.uint8]
 
 logger = logging.getLogger(__name__)
 
@@ -411,7 +409,7 @@ def thumbnail(image: UInt8Array, mask: UInt8Array, labels: LabelSet) -> str:
     return data_url(overlay(small, mask, labels), "JPEG", quality=80)
 
 
-def _save_share(values: NDArray[np.float32], path: Path) -> float:
+def _save_share(values: FloatArray, path: Path) -> float:
     """Write values from 0 to 1 as a grey PNG and return their mean."""
     Image.fromarray((values * 255).round().astype(np.uint8)).save(path, compress_level=1)
     return float(values.mean())

@@ -6,9 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 
-import numpy as np
-from numpy.typing import NDArray
-
+from tiramisu.arrays import FloatArray, UInt8Array
 from tiramisu.demo.limits import LIMITS
 from tiramisu.errors import TiramisuError
 from tiramisu.inference.engines import Engine
@@ -129,9 +127,7 @@ class Service:
         with self.queues.door.turn(lambda ahead: tell(Step(ahead))):
             yield
 
-    def segment(
-        self, image: NDArray[np.uint8], options: Options, tell: Tell = keep_quiet
-    ) -> tuple[Segmentation, float]:
+    def segment(self, image: UInt8Array, options: Options, tell: Tell = keep_quiet) -> tuple[Segmentation, float]:
         """Segment an image (H, W, 3); return the result and the seconds of work, without those of waiting.
 
         Raises:
@@ -159,7 +155,7 @@ class Frames:
     def __init__(self, service: Service, labels: LabelSet) -> None:
         self.service, self.labels = service, labels
 
-    def __call__(self, image: NDArray[np.uint8], options: Options | None = None) -> Segmentation:
+    def __call__(self, image: UInt8Array, options: Options | None = None) -> Segmentation:
         """Segment a frame; see `Service.segment`."""
         return self.service.segment(image, options or Options())[0]
 
@@ -173,14 +169,14 @@ class _SharedEngine:
         self.waited = 0.0
         self.done = 0
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(self, images: UInt8Array) -> FloatArray:
         """See `Engine`."""
         with self._turn():
             logits = self.engine.logits(images)
         self._count()
         return logits
 
-    def sample(self, images: NDArray[np.uint8], passes: int) -> Generator[NDArray[np.float32], None, None]:
+    def sample(self, images: UInt8Array, passes: int) -> Generator[FloatArray, None, None]:
         """See `Engine`; all passes in one turn, because the engine lets nobody in between."""
         with self._turn(), contextlib.closing(self.engine.sample(images, passes)) as samples:
             for logits in samples:

@@ -8,14 +8,11 @@ from importlib import resources
 from typing import Any, Literal
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.demo.gallery import Result
 from tiramisu.labels import LabelSet
 from tiramisu.visualize import data_url
-
-UInt8Array = NDArray[np.uint8]
 
 View = Literal["overlay", "compare", "grid", "image", "mask", "uncertainty"]
 VIEWS: tuple[View, ...] = ("overlay", "compare", "grid", "image", "mask", "uncertainty")

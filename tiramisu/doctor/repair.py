@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.data.classes import write_classes
 from tiramisu.data.folder import FolderIndex, align_mask, read_pair_mask
 from tiramisu.data.masks import decode_known, read_raw_mask
-from tiramisu.data.source import UInt8Array, read_image
+from tiramisu.data.source import read_image
 from tiramisu.doctor.checks import why_unusable
 from tiramisu.doctor.survey import Fact, Survey
 from tiramisu.errors import ConfigError

@@ -9,8 +9,9 @@ import cv2
 import jinja2
 import numpy as np
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.data.folder import FolderIndex, evenly, read_pair_mask
-from tiramisu.data.source import UInt8Array, read_image
+from tiramisu.data.source import read_image
 from tiramisu.doctor.checks import Finding
 from tiramisu.doctor.survey import Fact, Survey
 from tiramisu.errors import DataError

@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.data.classes import VOID
 from tiramisu.data.folder import FolderIndex, align_mask, exif_orientation, read_pair_mask
 from tiramisu.data.layouts import Pair
 from tiramisu.data.masks import Encoding, RawMask, decode_known, is_grey, read_raw_mask
-from tiramisu.data.source import UInt8Array, read_image
+from tiramisu.data.source import read_image
 from tiramisu.errors import DataError
 from tiramisu.visualize import as_rgb
 

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.labels import LabelSet
-
-UInt8Array = NDArray[np.uint8]
 
 
 class Labelled(NamedTuple):

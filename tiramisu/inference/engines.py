@@ -12,15 +12,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from tiramisu.arrays import FloatArray, UInt8Array
 from tiramisu.errors import ConfigError, WeightsError
 from tiramisu.labels import LabelSet
 from tiramisu.weights import WEIGHTS_FILE
-
-UInt8Array = NDArray[np.uint8]
-FloatArray = NDArray[np.float32]
 
 EngineName = Literal["auto", "torch", "openvino", "onnxruntime"]
 Precision = Literal["auto", "bf16", "fp32"]

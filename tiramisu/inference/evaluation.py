@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.data.transforms import Item
 from tiramisu.inference.segmenter import Options, Segmenter, TestTimeAugmentation
 from tiramisu.metrics import Scores, confusion_matrix, scores_from_confusion
@@ -33,7 +33,7 @@ class ImageResult:
     """What became of one image: its position in the source, its prediction, and its share of wrong pixels."""
 
     position: int
-    prediction: NDArray[np.uint8]
+    prediction: UInt8Array
     error: float
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.errors import ConfigError
-from tiramisu.inference.engines import GRAPH_KEY, Card, UInt8Array, is_installed
+from tiramisu.inference.engines import GRAPH_KEY, Card, is_installed
 from tiramisu.inference.openvino_engine import import_openvino, openvino_core
 from tiramisu.inference.torch_engine import images_to_float, network_card
 from tiramisu.models import SegmentationNetwork

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import onnxruntime
 
+from tiramisu.arrays import FloatArray, UInt8Array
 from tiramisu.errors import ConfigError, WeightsError
-from tiramisu.inference.engines import GRAPH_KEY, Card, FloatArray, Precision, UInt8Array
+from tiramisu.inference.engines import GRAPH_KEY, Card, Precision
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 

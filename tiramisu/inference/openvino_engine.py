@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tiramisu.arrays import FloatArray, UInt8Array
 from tiramisu.errors import ConfigError, WeightsError
-from tiramisu.inference.engines import GRAPH_KEY, Card, FloatArray, Precision, UInt8Array
+from tiramisu.inference.engines import GRAPH_KEY, Card, Precision
 
 PRECISIONS = {"bf16": "bf16", "fp32": "f32"}
 

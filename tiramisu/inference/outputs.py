@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.files import atomic_path, write_json
 from tiramisu.inference import annotations
 from tiramisu.inference.inputs import Entry
@@ -20,8 +20,6 @@ from tiramisu.inference.journal import Journal, Record
 from tiramisu.inference.segmenter import Segmentation
 from tiramisu.labels import LabelSet
 from tiramisu.visualize import overlay, save_mask
-
-UInt8Array = NDArray[np.uint8]
 
 OverlayKind = Literal["none", "jpg", "png"]
 AnnotationKind = Literal["coco", "coco-panoptic", "labelme"]

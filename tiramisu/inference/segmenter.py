@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tiramisu.inference.engines import Engine, EngineName, FloatArray, Precision, UInt8Array, open_engine
+from tiramisu.arrays import FloatArray, UInt8Array
+from tiramisu.inference.engines import Engine, EngineName, Precision, open_engine
 from tiramisu.inference.tiling import blend_tiles, split
 from tiramisu.labels import LabelSet
 from tiramisu.weights import find_weights

@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
+from tiramisu.arrays import FloatArray
 
 
 def split(length: int, tile: int, overlap: int, grid: int) -> tuple[list[slice], int]:

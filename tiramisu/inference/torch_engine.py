@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tiramisu.arrays import FloatArray, UInt8Array
 from tiramisu.device import choose_device, default_precision
-from tiramisu.inference.engines import Card, FloatArray, Precision, UInt8Array
+from tiramisu.inference.engines import Card, Precision
 from tiramisu.labels import LabelSet
 from tiramisu.models import SegmentationNetwork, load_network
 

@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.errors import ImageError
 from tiramisu.files import atomic_path
 from tiramisu.images import DEFAULT_MAX_PIXELS
@@ -28,7 +28,7 @@ class FrameSegmenter(Protocol):
 
     labels: LabelSet
 
-    def __call__(self, image: NDArray[np.uint8], options: Options | None = None) -> Segmentation:
+    def __call__(self, image: UInt8Array, options: Options | None = None) -> Segmentation:
         """Segment an image, uint8 (H, W, 3) RGB."""
         ...
 
@@ -42,7 +42,7 @@ class VideoResult(NamedTuple):
     counts: tuple[int, ...]
 
 
-def read_frames(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Iterator[NDArray[np.uint8]], float]:
+def read_frames(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Iterator[UInt8Array], float]:
     """Return the frames of a video, uint8 (H, W, 3) RGB, and its frames a second.
 
     Raises:
@@ -60,7 +60,7 @@ def read_frames(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Itera
         raise ImageError(f"{path}: frames of {width} x {height} are more than the limit of {max_pixels:,} pixels")
     rate = capture.get(cv2.CAP_PROP_FPS)
 
-    def frames() -> Iterator[NDArray[np.uint8]]:
+    def frames() -> Iterator[UInt8Array]:
         try:
             while True:
                 found, frame = capture.read()
@@ -122,7 +122,7 @@ def segment_video(
 def _segment_frames(
     segmenter: FrameSegmenter,
     path: Path,
-    frames: Iterator[NDArray[np.uint8]],
+    frames: Iterator[UInt8Array],
     rate: float,
     output: Path,
     scratch: Path | None,

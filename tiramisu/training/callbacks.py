@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from tiramisu.arrays import UInt8Array
 from tiramisu.data.transforms import Item, derive_seed
 from tiramisu.files import atomic_path
 from tiramisu.labels import LabelSet
@@ -113,7 +113,7 @@ class PredictionPictures(L.Callback):
 
     def __init__(self, run: Path, labels: LabelSet, images: int = 4, every: int = 1) -> None:
         self.run, self.labels, self.images, self.every = run, labels, images, max(1, every)
-        self._samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]] = []
+        self._samples: list[tuple[UInt8Array, UInt8Array, UInt8Array]] = []
         self._validations = 0
 
     def _collect(self, predictions: Tensor, batch: Item, batch_idx: int, batches: int | float) -> None:
@@ -162,7 +162,7 @@ class PredictionPictures(L.Callback):
         if self._samples:
             self._write(self.run / self.FILE_NAME)
 
-    def _write(self, path: Path) -> NDArray[np.uint8]:
+    def _write(self, path: Path) -> UInt8Array:
         picture = comparison(self._samples, self.labels)
         self._samples = []
         with atomic_path(path) as temporary:
