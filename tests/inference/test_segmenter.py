@@ -1,3 +1,4 @@
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import tiramisu
 from tiramisu.data.streets import Streets, draw_scene
 from tiramisu.errors import ConfigError, WeightsError
 from tiramisu.images import decode_image
@@ -234,6 +236,20 @@ def test_a_cached_graph_follows_the_weights(weights: Path, tmp_path: Path, capsy
     torch.nn.init.zeros_(network.classifier[0].weight)
     network.save_pretrained(tmp_path / "other")
     assert (open_engine(tmp_path / "other", "openvino").logits(SCENE[None]).std(axis=(2, 3)) < 1e-3).all()
+
+
+def test_a_cached_graph_follows_the_code(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_engine(weights, "openvino")
+    newer = tmp_path / "tiramisu"
+    shutil.copytree(Path(tiramisu.__file__).parent, newer, ignore=shutil.ignore_patterns("weights"))
+    with (newer / "models" / "blocks.py").open("a") as file:
+        file.write("# computes something else\n")
+    monkeypatch.setattr(tiramisu, "__file__", str(newer / "__init__.py"))
+    capsys.readouterr()
+    open_engine(weights, "openvino")
+    assert "Preparing" in capsys.readouterr().err
 
 
 def test_gpus_without_bf16_compute_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:

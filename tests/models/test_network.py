@@ -87,7 +87,7 @@ def _no_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_remove_weights, "no weights at"),
+        (_remove_weights, "no weights in"),
         (_truncate, "not a readable safetensors"),
         (_pickle, "not a readable safetensors"),
         (_other_architecture, "another architecture"),

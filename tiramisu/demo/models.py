@@ -1,11 +1,11 @@
 """The models that a visitor can choose from, and what is known about each."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-from tiramisu.weights import CONFIG_FILE, DEFAULT_NAME, WEIGHTS_FILE, shipped_weights
+from tiramisu.errors import WeightsError
+from tiramisu.weights import CONFIG_FILE, DEFAULT_NAME, read_config, shipped_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +67,13 @@ def find_models(runs: Path = Path("runs")) -> list[Model]:
     trained = [path.parent for path in runs.glob(f"*/version_*/model/{CONFIG_FILE}")]
     trained.sort(key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime, reverse=True)
     folders += [(f"{folder.parts[-3]}/{folder.parts[-2]}", folder) for folder in trained]
-    models = [_read(name, folder) for name, folder in folders if (folder / WEIGHTS_FILE).is_file()]
+    models = [_read(name, folder) for name, folder in folders]
     return [model for model in models if model is not None]
 
 
 def _read(name: str, folder: Path) -> Model | None:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = read_config(folder)
         protocol = dict(config.get("protocol") or {})
         network = str(config["architecture"])
         if network == "FCDenseNet" and config.get("variant"):
@@ -85,7 +85,7 @@ def _read(name: str, folder: Path) -> Model | None:
         model = Model(name, folder, {"network": network, "dropout": config.get("dropout"), **protocol})
         assert model.title and model.facts  # computed from what the file says, which may be anything
         return model
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError):
+    except (WeightsError, ValueError, LookupError, TypeError, AttributeError, AssertionError):
         return None
 
 

@@ -10,11 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tiramisu import __version__
-from tiramisu.errors import WeightsError
+import tiramisu
 from tiramisu.files import atomic_folder, user_cache
 from tiramisu.inference.engines import OPENVINO_GRAPH
-from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, content_hash
+from tiramisu.weights import content_hash, read_config
 
 KEEP = 8  # graphs; each is as large as its weights
 
@@ -60,17 +59,17 @@ def cache_folder() -> Path:
 
 
 def fingerprint(weights: Path, name: str) -> str:
-    """Return what tells one graph from all others: weights, configuration, kind and versions.
+    """Return what tells one graph from all others: weights, configuration, kind, and what made it.
 
     Raises:
         WeightsError: the weights are missing.
     """
-    for file in (WEIGHTS_FILE, CONFIG_FILE):
-        if not (weights / file).is_file():
-            raise WeightsError(f"no weights in {weights}: it has no {file}; give a folder that training wrote, "
-                               f"such as runs/quickstart/version_0/model")  # fmt: skip
-    versions = f"{__version__} {importlib.metadata.version('torch')}"
-    return hashlib.sha256(f"{content_hash(weights)} {name} {versions}".encode()).hexdigest()[:32]
+    read_config(weights)  # says what is missing
+    digest = hashlib.sha256(f"{content_hash(weights)} {name} {importlib.metadata.version('torch')}".encode())
+    package = Path(tiramisu.__file__).parent
+    for source in (*sorted((package / "models").glob("*.py")), package / "inference" / "graphs.py"):
+        digest.update(source.read_bytes())  # a new way to compute, at the same version of tiramisu
+    return digest.hexdigest()[:32]
 
 
 def prune(cache: Path) -> None:

@@ -14,6 +14,7 @@ from tiramisu.device import choose_device, default_precision
 from tiramisu.inference.engines import Card, Precision
 from tiramisu.labels import LabelSet
 from tiramisu.models import SegmentationNetwork, load_network
+from tiramisu.models.blocks import dropout_layers
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -89,7 +90,7 @@ def with_dropout(network: nn.Module) -> nn.Module:
     """Return a twin with the same parameters whose dropout is on."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     twin = copy.deepcopy(network, shared)
-    active = [module for module in twin.modules() if isinstance(module, nn.Dropout | nn.Dropout2d) and module.p > 0]
+    active = dropout_layers(twin)
     if not active:
         print("These weights have no dropout: all passes agree.", file=sys.stderr)
     for module in active:

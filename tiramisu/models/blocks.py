@@ -160,3 +160,8 @@ def initialize_he_uniform(module: nn.Module) -> None:
             nn.init.kaiming_uniform_(child.weight, nonlinearity="relu")
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
+
+
+def dropout_layers(network: nn.Module) -> list[nn.Dropout | nn.Dropout2d]:
+    """Return the layers of a network that drop activations, or whole channels as some decoders of smp do."""
+    return [module for module in network.modules() if isinstance(module, nn.Dropout | nn.Dropout2d) and module.p > 0]

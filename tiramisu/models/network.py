@@ -18,7 +18,7 @@ from tiramisu import __version__
 from tiramisu.errors import WeightsError
 from tiramisu.files import atomic_folder
 from tiramisu.labels import LabelSet
-from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, find_weights
+from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, find_weights, read_config
 
 MIN_SIZE = 32  # the five poolings of the paper leave one pixel of it
 
@@ -232,18 +232,14 @@ def load_network(folder: str | Path) -> SegmentationNetwork:
         WeightsError: a file is missing or damaged, or the architecture is unknown.
     """
     folder = find_weights(folder)
-    config_file = folder / CONFIG_FILE
-    if not config_file.is_file():
-        raise WeightsError(f"no weights in {folder}: it has no {CONFIG_FILE}; give a folder that training wrote, "
-                           f"such as runs/quickstart/version_0/model")  # fmt: skip
+    config = read_config(folder)
     try:
-        config = json.loads(config_file.read_text())
         architecture = SegmentationNetwork.architectures[config["architecture"]]
         return architecture.from_pretrained(folder)
     except (ValueError, TypeError, KeyError) as error:
         known = ", ".join(sorted(SegmentationNetwork.architectures))
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{config_file} does not describe one of {known}: {reason}") from error
+        raise WeightsError(f"{folder / CONFIG_FILE} does not describe one of {known}: {reason}") from error
 
 
 def library_versions() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Starting from the weights of another training, perhaps for other classes."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 from tiramisu.errors import WeightsError
 from tiramisu.labels import LabelSet
 from tiramisu.models.network import SegmentationNetwork, check_state, read_weights_file
-from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE
+from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
 
 class Beginning(NamedTuple):
@@ -36,8 +35,8 @@ def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> 
     Raises:
         WeightsError: the weights are missing or damaged, or for images of other channels.
     """
+    config = read_config(folder)
     state = read_weights_file(folder / WEIGHTS_FILE)
-    config = _read_config(folder / CONFIG_FILE)
     described = config.get("labels")
     known = described.get("names") if isinstance(described, dict) else None
     protocol = config.get("protocol")
@@ -90,14 +89,3 @@ def _network_like(config: dict[str, Any], folder: Path, labels: LabelSet) -> Seg
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / CONFIG_FILE} does not describe a network: {error}") from error
 
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(f"{file} is missing; give a folder that training wrote as --model.init") from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{file} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{file} does not describe a network")
-    return config

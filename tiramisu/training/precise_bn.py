@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import update_bn
 
 from tiramisu.data.transforms import Item
+from tiramisu.models.blocks import dropout_layers
 
 
 def collect_statistics(model: nn.Module, batches: Iterable[Item], device: torch.device) -> None:
@@ -21,7 +21,7 @@ def collect_statistics(model: nn.Module, batches: Iterable[Item], device: torch.
         batches: of training.
         device: of the model.
     """
-    probabilities = {module: module.p for module in model.modules() if isinstance(module, _DropoutNd)}
+    probabilities = {module: module.p for module in dropout_layers(model)}
     try:
         for dropout in probabilities:
             dropout.p = 0.0  # update_bn puts the whole model into training mode

@@ -1,7 +1,9 @@
 """Weights that come with tiramisu, and finding weights by name."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from tiramisu.errors import WeightsError
 
@@ -36,6 +38,26 @@ def find_weights(name: str | Path) -> Path:
     known = ", ".join([*shipped, *(alias for alias, meant in ALIASES.items() if meant in shipped)])
     remedy = f"shipped ones: {known}" if known else "python -m tiramisu.train makes some"
     raise WeightsError(f"no weights at {name}; give a folder that training wrote or an exported graph ({remedy})")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what a folder of weights says of them: architecture, its options, classes, protocol.
+
+    Raises:
+        WeightsError: the folder is none of weights, or its configuration is damaged.
+    """
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        if not (folder / name).is_file():
+            raise WeightsError(f"no weights in {folder}: it has no {name}; give a folder that training wrote, "
+                               f"such as runs/quickstart/version_0/model")  # fmt: skip
+    file = folder / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file} does not describe a network: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{file} does not describe a network")
+    return config
 
 
 def content_hash(path: Path) -> str:
