@@ -96,26 +96,35 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "second"),
+    ("name", "layers", "later"),
     [
-        ("camvid_paper", "1", []),
-        ("camvid_scratch", "1", ["--data.crop_size=32"]),
-        ("camvid", "[1,1,1,1,1,1]", ["--data.crop_size=32"]),
+        ("camvid_paper", "1", {"finetune": []}),
+        ("camvid_scratch", "1", dict.fromkeys(("finetune", "repeat"), ["--data.crop_size=32"])),
+        ("camvid", "[1,1,1,1,1,1]", dict.fromkeys(("finetune", "repeat"), ["--data.crop_size=32"])),
     ],
 )
-def test_both_phases_run(
-    name: str, layers: str, second: list[str], tmp_path: Path, shared_camvid_like: Path, monkeypatch: pytest.MonkeyPatch
+def test_trainings_follow_one_another_as_the_configurations_say(
+    name: str,
+    layers: str,
+    later: dict[str, list[str]],
+    tmp_path: Path,
+    shared_camvid_like: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = [*ONE_STEP, f"--data.root={shared_camvid_like}"]
     tiny = [f"--model.network.layers_per_block={layers}", "--model.network.growth_rate=4"]
     tiramisu.train.main([f"--config=configs/{name}.yaml", *data, *tiny, "--data.crop_size=32"])
-    text = (ROOT / "configs" / f"{name}_finetune.yaml").read_text()
-    command = re.search(r"#\s+(python -m tiramisu.train.*?\\)\n#\s+(.*)\n", text)
-    assert command is not None
-    words = shlex.split(command[1].rstrip("\\") + command[2])
-    tiramisu.train.main([*words[3:], *data, *tiny, *second])
-    assert (tmp_path / "runs" / f"{name}_finetune" / "version_0" / "report.json").is_file()
+    for phase, smaller in later.items():
+        text = (ROOT / "configs" / f"{name}_{phase}.yaml").read_text()
+        command = re.search(r"#\s+(python -m tiramisu.train.*?\\)\n#\s+(.*)\n", text)
+        assert command is not None
+        words = shlex.split(command[1].rstrip("\\") + command[2])
+        capsys.readouterr()
+        tiramisu.train.main([*words[3:], *data, *tiny, *smaller])
+        assert "Starting from" in capsys.readouterr().err
+        assert (tmp_path / "runs" / f"{name}_{phase}" / "version_0" / "report.json").is_file()
 
 
 def test_the_classes_of_the_readme_are_read(tmp_path: Path) -> None:
@@ -140,11 +149,12 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def test_the_configurations_state_only_what_departs_from_the_defaults(path: Path) -> None:
     assert f"`configs/{path.name}`" in README, f"{path.name} is not in the README's table"
     config = yaml.safe_load(path.read_text())
-    network = config["model"].get("network", {})
+    model = config.get("model", {})
+    network = model.get("network", {})
     build = SegmentationNetwork.architectures[network.get("class_path", "FCDenseNet")]
     for stated, signature in (
         (config.get("data", {}), SegmentationDataModule),
-        (config["model"], SegmentationTask),
+        (model, SegmentationTask),
         (network.get("init_args", {}), build),
         (config["trainer"], Trainer),
     ):
