@@ -11,12 +11,20 @@ from typing import Literal
 import torch
 
 from tiramisu.benchmarking.contenders import Contender, Process
-from tiramisu.benchmarking.predicting import add_int8, engine_contenders, measure_folder, measure_start, workplace
+from tiramisu.benchmarking.predicting import (
+    add_int8,
+    engine_contenders,
+    measure_folder,
+    measure_size,
+    measure_start,
+    workplace,
+)
 from tiramisu.benchmarking.timing import Timing, format_timings, race, relative
 from tiramisu.cli import YES_NO, command, hide_library_noise, run_function, with_flags
 from tiramisu.device import default_device, default_precision
 from tiramisu.errors import ConfigError
-from tiramisu.inference.engines import is_installed
+from tiramisu.inference.engines import find_graph, is_installed
+from tiramisu.models import load_network
 from tiramisu.weights import find_weights
 
 FOLDER_IMAGES = 12
@@ -111,11 +119,15 @@ def benchmark_predict(
         timings = run_contenders(contenders, UNTUNED, rounds, warmup)
         whole = measure_folder(folder / "weights", folder / "images", FEW_ROUNDS)
         start = measure_start(folder / "weights", next((folder / "images").iterdir()), FEW_ROUNDS)
+        sizes = {f"FC-DenseNet{variant}": measure_size(load_network(folder / "weights"), size)}
+    sizes |= {name: measure_size(load_network(path), size) for name, path in weights.items() if not find_graph(path)}
     title = f"FC-DenseNet{variant}, image to mask, {size[0]} x {size[1]}, {default_device().type}"
     if json:
-        print_json(title, UNTUNED, timings, folder=whole._asdict(), start=start._asdict())
+        counts = {name: counted._asdict() for name, counted in sizes.items()}
+        print_json(title, UNTUNED, timings, sizes=counts, folder=whole._asdict(), start=start._asdict())
         return
     print(f"{title}\n{format_timings(timings, UNTUNED)}")
+    print(*(f"{name}: {counted}" for name, counted in sizes.items()), sep="\n")
     print(
         f"Folder of {FOLDER_IMAGES} PNGs: {FOLDER_IMAGES / whole.seconds:.2f} images/s, "
         f"{whole.ratio:.2f} ({whole.spread[0]:.2f} to {whole.spread[1]:.2f}) of the network's own rate.\n"

@@ -1,6 +1,7 @@
 """What segmenting costs a user: engines against each other, whole folders, and the first mask after the start."""
 
 import contextlib
+import copy
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from tiramisu.benchmarking.contenders import Contender
 from tiramisu.benchmarking.timing import race, relative
@@ -24,7 +26,7 @@ from tiramisu.inference.inputs import find_inputs
 from tiramisu.inference.journal import Journal
 from tiramisu.inference.outputs import OutputFolder, Wanted
 from tiramisu.inference.segmenter import Options, Segmenter
-from tiramisu.models import FCDenseNet
+from tiramisu.models import FCDenseNet, SegmentationNetwork
 
 INT8 = "openvino-int8"
 CALIBRATION_IMAGES = 4  # enough for the speed, which is all that is measured here
@@ -38,6 +40,25 @@ class Measured(NamedTuple):
     spread: tuple[float, float]
     seconds: float
     baseline_seconds: float
+
+
+class Size(NamedTuple):
+    """How large a network is: trainable parameters, and multiply-accumulates for one image."""
+
+    parameters: int
+    multiply_accumulates: int
+
+    def __str__(self) -> str:
+        return f"{self.parameters / 1e6:.1f} M parameters, {self.multiply_accumulates / 1e9:.1f} G multiply-accumulates"
+
+
+def measure_size(network: SegmentationNetwork, size: tuple[int, int]) -> Size:
+    """Count parameters, and the multiply-accumulates of an image of height and width `size`; nothing is computed."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    network = copy.deepcopy(network).eval().to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, network.in_channels, *size, device="meta"))
+    return Size(parameters, counter.get_total_flops() // 2)
 
 
 @contextlib.contextmanager

@@ -88,4 +88,3 @@ def _network_like(config: dict[str, Any], folder: Path, labels: LabelSet) -> Seg
         return build(**{**options, "num_classes": len(labels)})
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / CONFIG_FILE} does not describe a network: {error}") from error
-
