@@ -24,6 +24,7 @@ def saved(tmp_path: Path) -> Path:
 
 def test_round_trip_keeps_weights_labels_and_protocol(saved: Path) -> None:
     assert {path.name for path in saved.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1, "who may read one file may read all"
     network = load_network(saved)
     assert not network.training
     assert network.labels == CamVid.labels

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -132,7 +133,10 @@ class SegmentationNetwork(nn.Module, PyTorchModelHubMixin, model_card_template=M
         kwargs.setdefault("config", config)
         kwargs.setdefault("model_card_kwargs", {"architecture": type(self).__name__, "summary": self._summary()})
         with atomic_folder(Path(save_directory)) as staging:
-            return super().save_pretrained(staging, **kwargs)
+            pushed = super().save_pretrained(staging, **kwargs)
+            # safetensors lets only the owner read its files; who serves the weights may be another user
+            shutil.copymode(staging / CONFIG_FILE, staging / WEIGHTS_FILE)
+        return pushed
 
     def _summary(self) -> str:
         lines = [f"- {key}: {json.dumps(value)}" for key, value in self.protocol.items()]
