@@ -333,7 +333,8 @@ def test_mistakes_are_told_in_one_line(weights: Path, scenes: Path, tmp_path: Pa
 
 def test_without_weights_the_shipped_ones_are_used(scenes: Path, tmp_path: Path, capsys) -> None:
     main([str(scenes / "0000.png"), f"--output={tmp_path}"])
-    assert re.search("Using the weights in .*camvid", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search("Using the weights in .*camvid", said) and "non-commercial" in said
 
 
 def test_where_none_are_shipped_the_newest_run_is_used(

@@ -15,6 +15,7 @@ from tests.test_readme import MAINS
 from tiramisu.benchmarking.predicting import measure_size
 from tiramisu.data.camvid import CamVid
 from tiramisu.data.streets import draw_scene
+from tiramisu.errors import WeightsError
 from tiramisu.inference import Segmenter
 from tiramisu.models import fc_densenet103, load_network
 from tiramisu.weights import ALIASES, SHIPPED, default_weights, find_weights, shipped_weights
@@ -30,6 +31,10 @@ def test_camvid_is_shipped_and_the_default(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "camvid").mkdir()  # of images, perhaps
     assert default_weights() == find_weights("camvid") == SHIPPED / "camvid"
     assert find_weights("./camvid") == Path("camvid")
+    with pytest.raises(WeightsError, match="perhaps you mean camvid-scratch"):
+        find_weights("CamVid_Scratch")
+    with pytest.raises(WeightsError, match="no Path"):
+        find_weights(Path("camvid-scratch"))
     for alias, name in ALIASES.items():
         assert find_weights(alias) == SHIPPED / name
 

@@ -24,7 +24,7 @@ from tiramisu.inference.inputs import find_inputs
 from tiramisu.inference.journal import Journal
 from tiramisu.inference.outputs import RESERVED, AnnotationKind, OutputFolder, OverlayKind, Wanted
 from tiramisu.inference.segmenter import PASSES, Options, Segmenter, TestTimeAugmentation, Uncertainty
-from tiramisu.weights import content_hash, default_weights, find_weights
+from tiramisu.weights import content_hash, default_weights, find_weights, read_config, shipped_weights
 
 SOME_FAILED = 3
 GPU_BATCH = 8
@@ -128,6 +128,8 @@ def predict(inputs: Sequence[str], output: str, settings: Settings) -> None:
     weights = find_weights(settings.weights) if settings.weights else default_weights()
     if settings.weights is None:
         print(f"Using the weights in {weights}.", file=sys.stderr)
+    if weights in shipped_weights().values() and (terms := read_config(weights)["protocol"].get("data_license")):
+        print(f"{weights.name}: {terms}.", file=sys.stderr)
     segment = segment_on_cluster if settings.executor == "ray" else segment_here
     started = time.perf_counter()
     with Stop() as stop:

@@ -1,5 +1,6 @@
 """Weights that come with tiramisu, and finding weights by name."""
 
+import difflib
 import hashlib
 import json
 from pathlib import Path
@@ -37,6 +38,9 @@ def find_weights(name: str | Path) -> Path:
         return path
     known = ", ".join([*shipped, *(alias for alias, meant in ALIASES.items() if meant in shipped)])
     remedy = f"shipped ones: {known}" if known else "python -m tiramisu.train makes some"
+    meant = difflib.get_close_matches(str(name).lower().replace("_", "-"), [*shipped, *ALIASES], n=1)
+    remedy += f"; perhaps you mean {meant[0]}" if meant and isinstance(name, str) else ""
+    remedy += "; a name is a text, no Path" if meant and isinstance(name, Path) else ""
     raise WeightsError(f"no weights at {name}; give a folder that training wrote or an exported graph ({remedy})")
 
 
