@@ -43,7 +43,15 @@ def test_prediction_is_measured_on_every_engine(capsys: pytest.CaptureFixture[st
     main([*documented("predict"), "--json"])
     measured = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))
     names = [row["name"] for row in measured["timings"]]
-    assert names == ["openvino", "torch", "onnxruntime", "openvino-int8", "camvid", "camvid-scratch", "textbook as it comes"]
+    assert names == [
+        "openvino",
+        "torch",
+        "onnxruntime",
+        "openvino-int8",
+        "camvid",
+        "camvid-scratch",
+        "textbook as it comes",
+    ]
     assert measured["sizes"]["FC-DenseNet103"]["parameters"] == 9_322_091 and "camvid" in measured["sizes"]
     assert measured["folder"]["ratio"] > 0.1 and measured["start"]["seconds"] > 0
 
