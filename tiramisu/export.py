@@ -74,7 +74,9 @@ def export(
         raise ConfigError(f"--output {output} is a file; give a folder")
     other = output / (OPENVINO_GRAPH if format == "float16" else WEIGHTS_FILE)
     if other.is_file():
-        raise ConfigError(f"--output {output} holds {other.name}; give another folder, what reads it takes one of both")
+        raise ConfigError(
+            f"--output {output} holds {other.name}; give another folder: one holds weights or a graph, not both"
+        )
     folder = find_weights(weights)
     if data != DEFAULT_DATA:  # what is wrong with it is told before the work
         open_labelled(Segmenter(TorchEngine.open(folder, "cpu")), weights, data)

@@ -36,11 +36,10 @@ def find_weights(name: str | Path) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    known = ", ".join([*shipped, *(alias for alias, meant in ALIASES.items() if meant in shipped)])
-    remedy = f"shipped ones: {known}" if known else "python -m tiramisu.train makes some"
-    meant = difflib.get_close_matches(str(name).lower().replace("_", "-"), [*shipped, *ALIASES], n=1)
-    remedy += f"; perhaps you mean {meant[0]}" if meant and isinstance(name, str) else ""
-    remedy += "; a name is a text, no Path" if meant and isinstance(name, Path) else ""
+    known = [*shipped, *(alias for alias, meant in ALIASES.items() if meant in shipped)]
+    remedy = f"shipped ones: {', '.join(known)}" if known else "python -m tiramisu.train makes some"
+    if similar := difflib.get_close_matches(str(name).lower().replace("_", "-"), known, n=1):
+        remedy += f"; perhaps you mean {similar[0]}" if isinstance(name, str) else "; a name is a text, no Path"
     raise WeightsError(f"no weights at {name}; give a folder that training wrote or an exported graph ({remedy})")
 
 
