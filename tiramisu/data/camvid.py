@@ -110,5 +110,5 @@ def check_unseen(holdout: str | None, protocol: Any, weights: str) -> None:
     while holdout is not None and isinstance(protocol, dict):
         if protocol.get("dataset") == "camvid" and protocol.get("holdout") != holdout:
             raise ConfigError(f"--data.holdout {holdout}: {weights} have seen this drive; train some with the same "
-                              f"--data.holdout, from the first phase on")  # fmt: skip
+                              f"--data.holdout, from the first training on")  # fmt: skip
         protocol = protocol.get("init")
