@@ -18,6 +18,7 @@ from tiramisu.inference.torch_engine import images_to_float
 from tiramisu.labels import LabelSet
 from tiramisu.metrics import confusion_matrix, scores_from_confusion
 from tiramisu.models import FCDenseNet, SegmentationNetwork
+from tiramisu.training.class_bias import classifier_bias
 from tiramisu.training.initial import Beginning, start_from
 from tiramisu.training.losses import ClassWeights, RegionLoss, SegmentationLoss
 from tiramisu.training.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule
@@ -54,6 +55,9 @@ class SegmentationTask(L.LightningModule):
         ema_decay: decay of the moving average of the weights, which is evaluated and saved; 0 turns it off.
         precise_bn: whether the statistics of batch norm are collected anew at the end, in a pass over training images
             without dropout. Better where there is dropout in the whole network.
+        class_bias: whether one constant per class is fitted to the mIoU of training images at the end, and added to the
+            classifier's bias. Rare classes are then found as often as they are there, where `class_weights` or
+            `--data.balanced_crops` make them too frequent.
         channels_last: memory layout that is faster on current CPUs and GPUs.
 
     Raises:
@@ -81,6 +85,7 @@ class SegmentationTask(L.LightningModule):
         region_weight: float = 0.5,
         ema_decay: float = 0.999,
         precise_bn: bool = False,
+        class_bias: bool = False,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
@@ -120,7 +125,13 @@ class SegmentationTask(L.LightningModule):
         self.warmup_epochs = warmup_epochs
         self.optimizer_name: OptimizerName = optimizer
         self.schedule_name: ScheduleName = schedule
-        self.ema_decay, self.precise_bn, self.channels_last = ema_decay, precise_bn, channels_last
+        if class_bias:
+            try:
+                classifier_bias(self.network)
+            except ValueError as error:
+                raise ConfigError(f"--model.class_bias cannot be had with this network: {error}") from error
+        self.ema_decay, self.precise_bn, self.class_bias = ema_decay, precise_bn, class_bias
+        self.channels_last = channels_last
         self.weigh_classes = class_weights == "auto"
         self.loss = SegmentationLoss(labels, label_smoothing, class_weights, region_loss, region_weight)
         self.confusion = nn.ModuleDict({"val": confusion_matrix(labels), "test": confusion_matrix(labels)})
