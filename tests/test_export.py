@@ -57,6 +57,33 @@ def test_graphs_explain_themselves_without_tiramisu(trained_run: Path, tmp_path:
     assert model.inputs[0].get_element_type().get_type_name() == "u8" and model.inputs[0].any_name == "images"
 
 
+def test_halved_weights_bring_their_graph(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, folder = tmp_path / "cache", tmp_path / "weights"
+    monkeypatch.setenv("TIRAMISU_CACHE", str(cache))
+    export(trained_run, "float16", folder)
+    expected = Segmenter.load(folder, engine="torch", precision="fp32").engine.logits(SCENE[None])
+    (graph,) = folder.glob("graph-*.onnx")
+    for engine in ("openvino", "onnxruntime"):
+        opened = Segmenter.load(folder, engine=engine, precision="fp32")
+        np.testing.assert_allclose(opened.engine.logits(SCENE[None]), expected, atol=1e-3)
+        assert opened.labels == Segmenter.load(folder, engine="torch").labels
+    assert not cache.exists() and "Preparing" not in capsys.readouterr().err
+
+    graph.write_bytes(graph.read_bytes()[:1000])
+    found = Segmenter.load(folder, engine="openvino", precision="fp32").engine.logits(SCENE[None])
+    np.testing.assert_allclose(found, expected, atol=0.1)
+    assert cache.exists() and "Preparing" in capsys.readouterr().err, "a damaged one is made again"
+
+    config = json.loads((folder / "config.json").read_text())
+    config["protocol"]["recipe"] = "another"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Segmenter.load(folder, engine="openvino").engine.card.protocol["recipe"] == "another"
+    export(trained_run, "float16", folder)
+    assert len(list(folder.glob("graph-*.onnx"))) == 1
+
+
 @pytest.mark.parametrize(("first", "second"), [("float16", "openvino"), ("openvino", "float16")])
 def test_weights_and_graphs_do_not_share_a_folder(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], first: str, second: str

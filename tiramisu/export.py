@@ -18,7 +18,7 @@ from tiramisu.files import atomic_folder, atomic_path
 from tiramisu.images import decode_image
 from tiramisu.inference.engines import OPENVINO_GRAPH, Engine, Precision, open_engine
 from tiramisu.inference.evaluation import evaluate
-from tiramisu.inference.graphs import write_int8, write_onnx, write_openvino
+from tiramisu.inference.graphs import add_graph, write_int8, write_onnx, write_openvino
 from tiramisu.inference.inputs import find_inputs
 from tiramisu.inference.segmenter import TILE, Segmenter
 from tiramisu.inference.torch_engine import TorchEngine
@@ -48,7 +48,8 @@ def export(
     """Write a graph with classes and normalisation inside, checked against torch, for images of any size.
 
     Its input are uint8 images (batch, height, width, 3) in RGB, its output logits (batch, classes, height, width).
-    `float16` is no graph but a folder of weights of half the size, which is used and trained on as any other.
+    `float16` is a folder of weights of half the size, which is used and trained on as any other; their graph lies
+    beside them, so that OpenVINO and ONNX Runtime open them without torch.
 
     Args:
         weights: folder of weights, or name of shipped ones.
@@ -94,6 +95,10 @@ def export(
             if format == "float16":
                 store_as_float16(network)
                 network.save_pretrained(staging)
+                graph = add_graph(staging)
+                for old in output.glob("graph-*.onnx"):  # of weights that were here before
+                    if old.name != graph.name:
+                        old.unlink()
             elif format == "openvino":
                 write_openvino(network, staging / OPENVINO_GRAPH)
             else:

@@ -4,6 +4,7 @@ The engines are imported when they are used: a graph that runs in OpenVINO start
 importing torch takes.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -15,7 +16,7 @@ from typing import Any, Literal, Protocol
 from tiramisu.arrays import FloatArray, UInt8Array
 from tiramisu.errors import ConfigError, WeightsError
 from tiramisu.labels import LabelSet
-from tiramisu.weights import WEIGHTS_FILE
+from tiramisu.weights import WEIGHTS_FILE, content_hash
 
 EngineName = Literal["auto", "torch", "openvino", "onnxruntime"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -106,8 +107,8 @@ def open_engine(
 
     Args:
         weights: a folder that training wrote, or what `tiramisu.export` wrote.
-        engine: `auto` is the fastest for the device: torch on GPUs, else OpenVINO where it is installed. From weights,
-            OpenVINO's and ONNX Runtime's graphs are made at first use and kept in the user's cache folder.
+        engine: `auto` is the fastest for the device: torch on GPUs, else OpenVINO where it is installed. Where weights
+            bring no graph for OpenVINO and ONNX Runtime, it is made at first use and kept in the user's cache folder.
         device: cuda, mps, cpu, or `auto` for the first there is.
         precision: `auto` is bf16 where the hardware has it; ONNX Runtime and exported int8 graphs keep their own.
 
@@ -135,6 +136,9 @@ def open_engine(
         raise ConfigError(f"--engine openvino runs on the CPU; for --device {device} take --engine torch")
     if graph is not None:
         return _open_graph(engine, graph, device, precision)
+    if graph_beside(weights).is_file():
+        with contextlib.suppress(WeightsError):  # damaged: it can be made again
+            return _open_graph(engine, graph_beside(weights), device, precision)
     from tiramisu.inference.graph_cache import cached_graph
 
     name = OPENVINO_GRAPH if engine == "openvino" else ONNX_GRAPH
@@ -170,6 +174,15 @@ def find_graph(weights: Path) -> Path | None:
     if weights.suffix in (".onnx", ".xml"):
         return weights
     raise WeightsError(f"{weights} is no folder of weights and no exported graph (.onnx, or a folder with .xml)")
+
+
+def graph_beside(weights: Path) -> Path:
+    """Return where the graph of a folder of weights lies if it came with them; no other weights' graph is called so.
+
+    Raises:
+        WeightsError: the weights are missing.
+    """
+    return weights / f"graph-{content_hash(weights)}.onnx"
 
 
 def is_installed(engine: str) -> bool:

@@ -1,6 +1,9 @@
 """Networks as graphs for OpenVINO and ONNX Runtime: uint8 images in, logits out, the classes' names inside."""
 
+import json
 import logging
+import math
+import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,10 +14,12 @@ from torch import Tensor, nn
 
 from tiramisu.arrays import UInt8Array
 from tiramisu.errors import ConfigError
-from tiramisu.inference.engines import GRAPH_KEY, Card, is_installed
+from tiramisu.files import atomic_path
+from tiramisu.inference.engines import GRAPH_KEY, ONNX_GRAPH, Card, graph_beside, is_installed
 from tiramisu.inference.openvino_engine import import_openvino, openvino_core
 from tiramisu.inference.torch_engine import images_to_float, network_card
-from tiramisu.models import SegmentationNetwork
+from tiramisu.models import SegmentationNetwork, load_network
+from tiramisu.weights import WEIGHTS_FILE
 
 ONNX_OPSET = 18
 
@@ -74,27 +79,94 @@ def write_onnx(network: SegmentationNetwork, path: Path) -> None:
     Raises:
         ConfigError: the package onnx is not installed.
     """
+    onnx = import_onnx()
+    _export_onnx(network, path, torch.onnx.TrainingMode.EVAL)
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {GRAPH_KEY: network_card(network).to_json()})
+    onnx.save(model, path)
+
+
+def add_graph(folder: Path) -> Path:
+    """Put an ONNX graph into a folder of weights, for OpenVINO and ONNX Runtime to open them without torch.
+
+    It is small: its tensors are those of model.safetensors, by their places in the file (ONNX's external data).
+
+    Returns:
+        Path of the graph; its name tells which weights it belongs to.
+
+    Raises:
+        ConfigError: the package onnx is not installed.
+        WeightsError: the weights are missing or damaged.
+    """
+    onnx = import_onnx()
+    network = load_network(folder)
+    path = graph_beside(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        # PRESERVE: EVAL multiplies batch norms into convolutions, whose weights would then be others than in the file.
+        _export_onnx(network, Path(scratch) / ONNX_GRAPH, torch.onnx.TrainingMode.PRESERVE)
+        model = onnx.load(Path(scratch) / ONNX_GRAPH)
+    places = tensor_places(folder / WEIGHTS_FILE)
+    casts = []
+    for tensor in model.graph.initializer:
+        place = places.get(tensor.name.removeprefix("network."))
+        if place is None:  # no weight, but a number that the computation needs
+            continue
+        name = tensor.name
+        del tensor.external_data[:]
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", WEIGHTS_FILE), ("offset", place.start), ("length", place.stop - place.start)):
+            tensor.external_data.add(key=key, value=str(value))
+        if len(place) == 2 * math.prod(tensor.dims):
+            tensor.name, tensor.data_type = f"{name}.half", onnx.TensorProto.FLOAT16
+            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.helper.set_model_props(model, {GRAPH_KEY: network_card(network).to_json()})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return path
+
+
+def tensor_places(file: Path) -> dict[str, range]:
+    """Return where the bytes of each tensor lie in a safetensors file (its format: length, JSON header, tensors)."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    offsets = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: range(8 + length + begin, 8 + length + end) for name, (begin, end) in offsets.items()}
+
+
+def import_onnx() -> Any:
+    """Import the package that writes ONNX.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     if not is_installed("onnx"):
         raise ConfigError("writing ONNX needs a package that is not installed: pip install onnx")
     import onnx
 
-    card = network_card(network)
+    return onnx
+
+
+def _export_onnx(network: SegmentationNetwork, path: Path, training: torch.onnx.TrainingMode) -> None:
     axes = {0: "batch", 1: "height", 2: "width"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # for FC-DenseNet103 the newer exporter takes half a minute, this one seconds
         torch.onnx.export(
             Uint8Network(network.eval()).requires_grad_(False),
-            (example(card),),
+            (example(network_card(network)),),
             str(path),
             dynamo=False,
             opset_version=ONNX_OPSET,
+            training=training,
+            do_constant_folding=training == torch.onnx.TrainingMode.EVAL,
             input_names=["images"],
             output_names=["logits"],
             dynamic_axes={"images": axes, "logits": {0: "batch", 2: "height", 3: "width"}},
         )
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, {GRAPH_KEY: card.to_json()})
-    onnx.save(model, path)
 
 
 def write_int8(graph: Path, images: Iterable[UInt8Array], path: Path) -> None:

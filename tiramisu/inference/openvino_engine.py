@@ -38,7 +38,7 @@ class OpenVinoEngine:
     """A graph in OpenVINO.
 
     Args:
-        graph: the .xml file, with its .bin beside it.
+        graph: the .xml file, with its .bin beside it; or one of ONNX.
         precision: `auto` is OpenVINO's choice, bf16 where the hardware has it.
 
     Raises:
@@ -50,9 +50,11 @@ class OpenVinoEngine:
         core = openvino_core()
         try:
             model = core.read_model(graph)
-            if not model.has_rt_info([GRAPH_KEY]):
+            # where OpenVINO has the properties of its own graphs, and those of ONNX
+            keys = [GRAPH_KEY] if model.has_rt_info([GRAPH_KEY]) else ["framework", GRAPH_KEY]
+            if not model.has_rt_info(keys):
                 raise WeightsError(f"{graph} was not exported by tiramisu: it does not name its classes")
-            self.card = Card.from_json(str(model.get_rt_info([GRAPH_KEY]).astype(str)), graph)
+            self.card = Card.from_json(str(model.get_rt_info(keys).astype(str)), graph)
             # One image on all cores is as fast as several on some of them, in less memory.
             config = {"PERFORMANCE_HINT": "LATENCY"}
             if precision != "auto":
