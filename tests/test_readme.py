@@ -99,8 +99,8 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
     ("name", "layers", "later", "smaller"),
     [
         ("camvid_paper", "1", ["finetune"], []),
-        ("camvid_scratch", "1", ["finetune", "repeat"], ["--data.crop_size=32"]),
-        ("camvid", "[1,1,1,1,1,1]", ["finetune", "repeat"], ["--data.crop_size=32"]),
+        ("camvid_scratch", "1", ["finetune", "repeat", "last"], ["--data.crop_size=32"]),
+        ("camvid", "[1,1,1,1,1,1]", ["finetune", "repeat", "last"], ["--data.crop_size=32"]),
     ],
 )
 def test_trainings_follow_one_another_as_the_configurations_say(
