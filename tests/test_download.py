@@ -179,6 +179,7 @@ def test_mistakes_are_told_in_one_line(
         main(args)
     assert ended.value.code not in (0, None)
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("tiramisu.download: error: ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_registry_names_every_file_of_camvid() -> None:

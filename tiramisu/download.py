@@ -44,10 +44,13 @@ def download(
         jobs: files fetched at the same time.
 
     Raises:
+        ConfigError: the options make no sense.
         DataError: some files could not be fetched or were not what they should be.
     """
     if jobs < 1:
         raise ConfigError("--jobs must be at least 1")
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"--base_url {base_url} must begin with http:// or https://")
     root = root or Path("data") / dataset
     fetcher = pooch.create(
         path=root, base_url=base_url.rstrip("/") + "/", registry=camvid_registry(), retry_if_failed=2
