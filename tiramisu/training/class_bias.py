@@ -1,8 +1,8 @@
 """One constant per class on top of the logits of the final weights, fitted to the mIoU of training images.
 
-Class weights and crops around rare classes make these a little too frequent; a constant per class is what their share
-changes (Menon et al., 2021, section 4; measured in docs/recipe.md). It is added to the classifier's bias, so that
-prediction costs nothing.
+Class weights and crops around rare classes make these a little too frequent, and a share changes logits by a constant
+(Menon et al., 2021: post-hoc logit adjustment; measured in docs/recipe.md). It is added to the classifier's bias, so
+that prediction costs nothing.
 """
 
 from collections.abc import Callable, Iterable
