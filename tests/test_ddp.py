@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tiramisu.models import load_network
+
 from .conftest import TrainArgs
 
 
@@ -32,7 +34,9 @@ def test_two_processes_measure_what_one_does(train_args: TrainArgs, trained_run:
 
 
 def test_two_processes_train_together(train_args: TrainArgs, tmp_path: Path) -> None:
-    args = train_args("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu")
+    args = train_args(
+        "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--model.class_bias=true"
+    )
     result = subprocess.run(
         [sys.executable, "-m", "tiramisu.train", *args],
         capture_output=True,
@@ -46,3 +50,4 @@ def test_two_processes_train_together(train_args: TrainArgs, tmp_path: Path) -> 
     rows = list(csv.DictReader((run / "version_0" / "metrics.csv").open()))
     assert [int(row["step"]) for row in rows] == [1, 2], "6 images, 2 per step and process: 1 step per epoch"
     assert float(rows[0]["train/loss"]) == pytest.approx(2.5, abs=1.5)
+    assert any(load_network(run / "version_0" / "model").protocol["class_bias"].values())

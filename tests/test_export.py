@@ -10,8 +10,10 @@ import pytest
 
 from tiramisu.data.streets import draw_scene
 from tiramisu.export import main
+from tiramisu.inference import graphs
 from tiramisu.inference.graphs import import_openvino
 from tiramisu.inference.segmenter import Segmenter
+from tiramisu.models.baseline import SmpNetwork
 
 SCENE = draw_scene(4, 0, 75, 110)[0]
 OUTPUTS = {"onnx": "model.onnx", "openvino": "folder", "openvino-int8": "folder", "float16": "folder"}
@@ -71,17 +73,47 @@ def test_halved_weights_bring_their_graph(
         assert opened.labels == Segmenter.load(folder, engine="torch").labels
     assert not cache.exists() and "Preparing" not in capsys.readouterr().err
 
-    graph.write_bytes(graph.read_bytes()[:1000])
+    linked = tmp_path / "linked"  # as the Hugging Face hub keeps files
+    linked.mkdir()
+    for file in folder.iterdir():
+        (linked / file.name).symlink_to(file)
+    found = Segmenter.load(linked, engine="openvino", precision="fp32").engine.logits(SCENE[None])
+    np.testing.assert_allclose(found, expected, atol=0.1)
+
+    complete = graph.read_bytes()
+    graph.write_bytes(complete[:1000])
     found = Segmenter.load(folder, engine="openvino", precision="fp32").engine.logits(SCENE[None])
     np.testing.assert_allclose(found, expected, atol=0.1)
-    assert cache.exists() and "Preparing" in capsys.readouterr().err, "a damaged one is made again"
+    said = capsys.readouterr().err
+    assert cache.exists() and f"{graph} cannot be opened" in said and "Preparing" in said, "a damaged one is made again"
+    graph.write_bytes(complete)
 
     config = json.loads((folder / "config.json").read_text())
     config["protocol"]["recipe"] = "another"
     (folder / "config.json").write_text(json.dumps(config))
     assert Segmenter.load(folder, engine="openvino").engine.card.protocol["recipe"] == "another"
+    graph.rename(folder / "graph-1-ffffffffffff.onnx")
     export(trained_run, "float16", folder)
-    assert len(list(folder.glob("graph-*.onnx"))) == 1
+    assert list(folder.glob("graph-*.onnx")) == [graph], "those of weights that were here before are gone"
+
+
+@pytest.mark.parametrize("reason", ["without onnx", "no such operation"])
+def test_weights_that_cannot_have_a_graph_are_halved_without(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    run = trained_run
+    if reason == "without onnx":
+        monkeypatch.setattr(graphs, "is_installed", lambda package: False)
+    else:
+        run = tmp_path
+        SmpNetwork(11, "pspnet", "resnet18").save_pretrained(run / "model")
+        with pytest.raises(SystemExit):
+            export(run, "onnx", tmp_path / "model.onnx")
+        assert "SmpNetwork cannot be written as ONNX" in capsys.readouterr().err.splitlines()[-1]
+    export(run, "float16", tmp_path / "half")
+    assert "No graph lies beside these weights" in capsys.readouterr().err
+    assert {file.name for file in (tmp_path / "half").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert Segmenter.load(tmp_path / "half", engine="openvino")(SCENE).mask.shape == SCENE.shape[:2]
 
 
 @pytest.mark.parametrize(("first", "second"), [("float16", "openvino"), ("openvino", "float16")])

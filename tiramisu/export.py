@@ -11,12 +11,13 @@ import numpy as np
 from tiramisu.arrays import UInt8Array
 from tiramisu.cli import command, hide_library_noise, run_function
 from tiramisu.data.loading import build_loader
+from tiramisu.data.source import spread_evenly
 from tiramisu.data.transforms import SegmentationDataset
 from tiramisu.errors import ConfigError, ImageError, TiramisuError
 from tiramisu.evaluate import DataOptions, open_labelled
 from tiramisu.files import atomic_folder, atomic_path
 from tiramisu.images import decode_image
-from tiramisu.inference.engines import OPENVINO_GRAPH, Engine, Precision, open_engine
+from tiramisu.inference.engines import OPENVINO_GRAPH, Engine, Precision, open_engine, open_graph, remove_other_graphs
 from tiramisu.inference.evaluation import evaluate
 from tiramisu.inference.graphs import add_graph, write_int8, write_onnx, write_openvino
 from tiramisu.inference.inputs import find_inputs
@@ -89,16 +90,12 @@ def export(
     if format == "onnx":
         with atomic_path(output) as temporary:
             write_onnx(network, temporary)
-            shares = check(temporary, folder, format, samples)
+            shares = check(open_exported(temporary, format, "fp32"), folder, format, samples)
     else:
         with atomic_folder(output) as staging:
             if format == "float16":
                 store_as_float16(network)
                 network.save_pretrained(staging)
-                graph = add_graph(staging)
-                for old in output.glob("graph-*.onnx"):  # of weights that were here before
-                    if old.name != graph.name:
-                        old.unlink()
             elif format == "openvino":
                 write_openvino(network, staging / OPENVINO_GRAPH)
             else:
@@ -107,7 +104,11 @@ def export(
                     print(f"Calibrating on {len(samples)} images.", file=sys.stderr)
                     batches = [sample[None] for sample in samples]
                     write_int8(Path(scratch) / OPENVINO_GRAPH, batches, staging / OPENVINO_GRAPH)
-            shares = check(staging, folder, format, samples)
+            shares = check(open_exported(staging, format, "fp32"), folder, format, samples)
+            if format == "float16":
+                add_checked_graph(staging, samples)
+        if format == "float16":
+            remove_other_graphs(output)
     print(f"Checked against torch: {100 * min(shares):.2f} % of the pixels or more have the same class.")
     if data != DEFAULT_DATA:
         compare(folder, output, format, data)
@@ -121,11 +122,8 @@ def read_samples(inputs: str, count: int, smallest: int, channels: int) -> list[
         ConfigError: there are none that can be used.
     """
     entries = [entry for entry in find_inputs([inputs]) if not entry.is_video]
-    chosen = (
-        [entries[index] for index in np.unique(np.linspace(0, len(entries) - 1, count).astype(int))] if entries else []
-    )
     samples = []
-    for entry in chosen:
+    for entry in [entries[position] for position in spread_evenly(len(entries), count)]:
         try:
             # The network will see no more at once.
             pixels = decode_image(entry.path, channels=channels).pixels[:TILE, :TILE]
@@ -147,15 +145,28 @@ def draw_samples(channels: int) -> list[UInt8Array]:
     return [np.ascontiguousarray(scene[..., np.arange(channels) % 3]) for scene in scenes]
 
 
-def check(graph: Path, weights: Path, kind: Format, samples: Sequence[UInt8Array]) -> list[float]:
-    """Compare a graph with torch in float32; return the share of equal pixels of each image.
+def add_checked_graph(weights: Path, samples: Sequence[UInt8Array]) -> None:
+    """Put a graph beside halved weights where it can be had and computes what torch computes."""
+    try:
+        graph = add_graph(weights)
+        try:
+            check(open_graph("openvino", graph, precision="fp32"), weights, "openvino", samples)
+        except TiramisuError:
+            graph.unlink()
+            raise
+    except TiramisuError as error:
+        print(f"No graph lies beside these weights; it will be made at first use. The reason: {error}", file=sys.stderr)
+
+
+def check(exported: Engine, weights: Path, kind: Format, samples: Sequence[UInt8Array]) -> list[float]:
+    """Compare what was written with torch in float32; return the share of equal pixels of each image.
 
     Raises:
         TiramisuError: too few are equal.
     """
-    exported = Segmenter(open_exported(graph, kind, "fp32"))
+    found = Segmenter(exported)
     reference = Segmenter(TorchEngine.open(weights, "cpu", "fp32"))
-    shares = [float(np.mean(exported(sample).mask == reference(sample).mask)) for sample in samples[:CHECKED_IMAGES]]
+    shares = [float(np.mean(found(sample).mask == reference(sample).mask)) for sample in samples[:CHECKED_IMAGES]]
     if min(shares) < AGREEMENT[kind]:
         raise TiramisuError(
             f"the graph gives only {100 * min(shares):.1f} % of the pixels the same class as torch; it is not exported"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,6 +21,7 @@ from tiramisu.data.camvid import check_unseen
 from tiramisu.data.datamodule import SegmentationDataModule
 from tiramisu.data.folder import open_folder
 from tiramisu.data.loading import DATASETS, build_loader, collate, folder_root
+from tiramisu.data.source import spread_evenly
 from tiramisu.data.transforms import SampleKey, SegmentationDataset
 from tiramisu.device import default_device, fast_bf16, peak_memory_mib
 from tiramisu.doctor.checks import quick_check
@@ -40,7 +40,7 @@ from tiramisu.training.checkpoints import (
     read_checkpoint,
     run_of_checkpoint,
 )
-from tiramisu.training.class_bias import IMAGES, add_class_bias, draw_pixels, fit_class_bias
+from tiramisu.training.class_bias import FITTED_IMAGES, add_class_bias, draw_pixels, fit_class_bias
 from tiramisu.training.precise_bn import collect_statistics
 from tiramisu.training.report import plot_confusion, plot_curves, plot_rates
 from tiramisu.training.task import SegmentationTask
@@ -269,11 +269,13 @@ def finish(cli: TrainCLI) -> None:
     if last.is_file():  # there is none where no epoch was trained
         # It holds the averaged weights, also where the run was resumed after its last epoch.
         task.load_state_dict(read_checkpoint(last, map_location=task.device)["state_dict"])
+        task.to(trainer.strategy.root_device)  # the end of fit() has moved it to the CPU
         if task.precise_bn:
             renew_statistics(cli)
     protocol = protocol_stamp(cli)
     if task.class_bias and last.is_file():
-        protocol["class_bias"] = balance_classes(cli)
+        save_model(task, run, protocol)
+        protocol["class_bias"] = add_fitted_bias(cli)
     save_model(task, run, protocol)  # before evaluation, so that a crash there loses nothing
     trainer.test(task, cli.datamodule, verbose=False)
     if not trainer.is_global_zero:
@@ -310,18 +312,18 @@ def renew_statistics(cli: TrainCLI) -> None:
         collect_statistics(task, itertools.islice(batches, count), task.device)
 
 
-def balance_classes(cli: TrainCLI) -> dict[str, float]:
-    """Add to the classifier's bias what raises the mIoU of training images; every process finds the same."""
+def add_fitted_bias(cli: TrainCLI) -> dict[str, float]:
+    """Add to the classifier's bias what raises the mIoU of training images; return it by the classes' names."""
     trainer, task, data = cli.trainer, cli.model, cli.datamodule
     images = SegmentationDataset(data.train_set.source)  # whole ones, as they are
-    places = np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int)).tolist()
+    places = spread_evenly(len(images), FITTED_IMAGES)
     announce(f"Fitting the classifier's bias to {len(places)} training images.")
     task.eval()
     items = (collate([images[SampleKey(0, place)]]) for place in places)
     batches = (task.transfer_batch_to_device(item, task.device, 0) for item in items)
     with trainer.precision_plugin.forward_context():
         logits, truth = draw_pixels(task, batches, len(places), task.labels, data.seed)
-    constants = fit_class_bias(logits, truth)
+    constants = trainer.strategy.broadcast(fit_class_bias(logits, truth))
     add_class_bias(task.network, constants)
     return dict(zip(task.labels.names, (round(value, 2) for value in constants.tolist()), strict=True))
 

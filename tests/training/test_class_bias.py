@@ -9,10 +9,11 @@ from torch import nn
 from tests.conftest import TrainArgs
 from tiramisu.data.streets import Streets
 from tiramisu.data.transforms import Item
-from tiramisu.models import FCDenseNet, SegmentationNetwork, load_network
+from tiramisu.models import EncoderFCDenseNet, FCDenseNet, SegmentationNetwork, load_network
 from tiramisu.models.baseline import SmpNetwork
 from tiramisu.train import main
-from tiramisu.training.class_bias import add_class_bias, draw_pixels, fit_class_bias, mean_iou
+from tiramisu.training import class_bias
+from tiramisu.training.class_bias import add_class_bias, classifier_bias, draw_pixels, fit_class_bias, mean_iou
 
 
 def test_a_class_found_too_often_is_found_less_often() -> None:
@@ -33,6 +34,7 @@ def test_a_class_found_too_often_is_found_less_often() -> None:
     [
         lambda: FCDenseNet(5, layers_per_block=1, num_poolings=1, stem_stride=2),
         lambda: FCDenseNet(5, layers_per_block=1, num_poolings=1),
+        lambda: EncoderFCDenseNet(5, encoder="resnet18", layers_per_block=[1] * 5),
         lambda: SmpNetwork(5, "fpn", "resnet18"),
         lambda: SmpNetwork(5, "segformer", "resnet18"),
     ],
@@ -47,13 +49,32 @@ def test_constants_are_added_to_the_logits_of_their_class(build: Callable[[], Se
         torch.testing.assert_close(network(images), before + constants[:, None, None])
 
 
-def test_pixels_are_drawn_from_every_image_and_never_void() -> None:
+@pytest.mark.parametrize("channels", [None, 7])
+def test_a_classifier_of_another_kind_is_told(channels: int | None) -> None:
+    network = FCDenseNet(5, layers_per_block=1, num_poolings=1)
+    network.classifier[0] = nn.Conv2d(48, 5, 1, bias=False) if channels is None else nn.Conv2d(48, channels, 1)
+    with pytest.raises(ValueError, match="bias"):
+        classifier_bias(network)
+
+
+def test_void_says_nothing() -> None:
+    assert fit_class_bias(torch.zeros(3, 0), torch.zeros(0, dtype=torch.int64)).tolist() == [0, 0, 0]
+
+
+def test_pixels_are_drawn_from_every_image_and_never_void(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = Streets.labels
     masks = [torch.full((1, 8, 8), value) for value in (1, 2, labels.ignore_index)]
     batches = [Item(torch.full((1, 3, 8, 8), 10 * i), mask, torch.tensor([i])) for i, mask in enumerate(masks)]
     logits, truth = draw_pixels(lambda images: images[:, :1].expand(-1, len(labels), -1, -1), batches, 3, labels, 0)
     assert truth.tolist() == [1] * 64 + [2] * 64
     assert logits.shape == (len(labels), 128) and logits[3].unique().tolist() == [0, 10]
+    monkeypatch.setattr(class_bias, "VALUES", 3 * 5 * len(labels))
+    numbered = [Item(torch.arange(64).view(1, 1, 8, 8), masks[0], torch.tensor([0]))] * 3
+    draw = [
+        draw_pixels(lambda images: images.expand(-1, len(labels), -1, -1), numbered, 3, labels, seed)[0][0].tolist()
+        for seed in (0, 0, 1)
+    ]
+    assert len(draw[0]) == 15 and len(set(draw[0][:5])) == 5 and draw[0] == draw[1] != draw[2]
 
 
 def test_training_ends_with_it(train_args: TrainArgs, trained_run: Path, tmp_path: Path) -> None:
@@ -70,11 +91,12 @@ def test_training_ends_with_it(train_args: TrainArgs, trained_run: Path, tmp_pat
 
 
 def test_resuming_a_finished_run_does_not_add_it_twice(train_args: TrainArgs, tmp_path: Path) -> None:
-    model = tmp_path / "runs" / "tiny" / "version_0" / "model" / "model.safetensors"
+    model = tmp_path / "runs" / "tiny" / "version_0" / "model"
     main(train_args("--model.class_bias=true"))
-    once = load_file(model)
+    once, fitted = load_file(model / "model.safetensors"), load_network(model).protocol["class_bias"]
     main(train_args("--model.class_bias=true", "--resume=last"))
-    assert all(torch.equal(once[name], again) for name, again in load_file(model).items())
+    assert all(torch.equal(once[name], again) for name, again in load_file(model / "model.safetensors").items())
+    assert any(fitted.values()) and load_network(model).protocol["class_bias"] == fitted
 
 
 def test_a_network_without_such_a_bias_is_refused(

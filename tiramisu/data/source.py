@@ -46,6 +46,11 @@ class Source(Protocol):
         ...
 
 
+def spread_evenly(length: int, count: int) -> list[int]:
+    """Return at most `count` positions that are spread evenly over `length`, the first and the last among them."""
+    return np.unique(np.linspace(0, length - 1, min(length, count)).astype(int)).tolist()
+
+
 def read_image(path: Path, channels: int = 3) -> UInt8Array:
     """Read an image file as uint8 (H, W, channels), upright; see `decode_image`.
 

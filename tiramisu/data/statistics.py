@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tiramisu.data.source import Source
+from tiramisu.data.source import Source, spread_evenly
 
 COUNTED = 2000  # images at most, spread evenly
 WEIGHT_POWER = 0.25  # with 0.5, large classes of CamVid are eaten by false poles, signs and fences
@@ -19,8 +19,8 @@ def count_pixels(source: Source) -> NDArray[np.int64]:
         DataError: a file is unreadable or inconsistent.
     """
     counts = np.zeros(256, np.int64)
-    for position in np.unique(np.linspace(0, len(source) - 1, min(len(source), COUNTED)).round().astype(int)):
-        counts += np.bincount(source[int(position)].mask.ravel(), minlength=256)
+    for position in spread_evenly(len(source), COUNTED):
+        counts += np.bincount(source[position].mask.ravel(), minlength=256)
     return counts[: len(source.labels)]
 
 

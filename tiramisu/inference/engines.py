@@ -4,7 +4,6 @@ The engines are imported when they are used: a graph that runs in OpenVINO start
 importing torch takes.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -23,6 +22,8 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 GRAPH_KEY = "tiramisu"  # under which exported graphs carry their card
 OPENVINO_GRAPH, ONNX_GRAPH = "model.xml", "model.onnx"
+GRAPH_PREFIX = "graph-"  # of the graphs that lie beside weights
+GRAPH_VERSION = 1  # to be raised when networks compute in another way: older graphs are left aside then
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,20 +136,24 @@ def open_engine(
     if engine == "openvino" and device not in ("auto", "cpu"):
         raise ConfigError(f"--engine openvino runs on the CPU; for --device {device} take --engine torch")
     if graph is not None:
-        return _open_graph(engine, graph, device, precision)
-    if graph_beside(weights).is_file():
-        with contextlib.suppress(WeightsError):  # damaged: it can be made again
-            return _open_graph(engine, graph_beside(weights), device, precision)
+        return open_graph(engine, graph, device, precision)
+    beside = graph_beside(weights)
+    if beside.is_file():
+        try:
+            return open_graph(engine, beside, device, precision)
+        except WeightsError as error:  # damaged, or its weights lie behind a link that the engine does not follow
+            print(f"{error}. Another one takes its place.", file=sys.stderr)
     from tiramisu.inference.graph_cache import cached_graph
 
     name = OPENVINO_GRAPH if engine == "openvino" else ONNX_GRAPH
     try:
-        return _open_graph(engine, cached_graph(weights, name), device, precision)
+        return open_graph(engine, cached_graph(weights, name), device, precision)
     except WeightsError:  # damaged by a full disk, perhaps
-        return _open_graph(engine, cached_graph(weights, name, anew=True), device, precision)
+        return open_graph(engine, cached_graph(weights, name, anew=True), device, precision)
 
 
-def _open_graph(engine: EngineName, graph: Path, device: str, precision: Precision) -> Engine:
+def open_graph(engine: EngineName, graph: Path, device: str = "auto", precision: Precision = "auto") -> Engine:
+    """Open a graph in OpenVINO or ONNX Runtime; for arguments and errors see `open_engine`."""
     if engine == "openvino":
         from tiramisu.inference.openvino_engine import OpenVinoEngine
 
@@ -177,12 +182,15 @@ def find_graph(weights: Path) -> Path | None:
 
 
 def graph_beside(weights: Path) -> Path:
-    """Return where the graph of a folder of weights lies if it came with them; no other weights' graph is called so.
+    """Return where the graph of a folder of weights lies if it came with them; its name is of these weights alone."""
+    return weights / f"{GRAPH_PREFIX}{GRAPH_VERSION}-{content_hash(weights)}.onnx"
 
-    Raises:
-        WeightsError: the weights are missing.
-    """
-    return weights / f"graph-{content_hash(weights)}.onnx"
+
+def remove_other_graphs(weights: Path) -> None:
+    """Remove graphs that came with the weights that were in a folder before."""
+    for file in weights.glob(f"{GRAPH_PREFIX}*.onnx"):
+        if file != graph_beside(weights):
+            file.unlink()
 
 
 def is_installed(engine: str) -> bool:

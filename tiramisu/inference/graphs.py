@@ -2,12 +2,11 @@
 
 import json
 import logging
-import math
 import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +76,7 @@ def write_onnx(network: SegmentationNetwork, path: Path) -> None:
         path: of the .onnx file.
 
     Raises:
-        ConfigError: the package onnx is not installed.
+        ConfigError: the package onnx is not installed, or the network cannot be written as ONNX.
     """
     onnx = import_onnx()
     _export_onnx(network, path, torch.onnx.TrainingMode.EVAL)
@@ -95,7 +94,7 @@ def add_graph(folder: Path) -> Path:
         Path of the graph; its name tells which weights it belongs to.
 
     Raises:
-        ConfigError: the package onnx is not installed.
+        ConfigError: the package onnx is not installed, or the network cannot be written as ONNX.
         WeightsError: the weights are missing or damaged.
     """
     onnx = import_onnx()
@@ -109,15 +108,14 @@ def add_graph(folder: Path) -> Path:
     casts = []
     for tensor in model.graph.initializer:
         place = places.get(tensor.name.removeprefix("network."))
-        if place is None:  # no weight, but a number that the computation needs
+        if place is None:  # a number of the computation, no weight
             continue
         name = tensor.name
-        del tensor.external_data[:]
         tensor.ClearField("raw_data")
         tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", WEIGHTS_FILE), ("offset", place.start), ("length", place.stop - place.start)):
+        for key, value in (("location", WEIGHTS_FILE), ("offset", place.offset), ("length", place.length)):
             tensor.external_data.add(key=key, value=str(value))
-        if len(place) == 2 * math.prod(tensor.dims):
+        if place.dtype == "F16":
             tensor.name, tensor.data_type = f"{name}.half", onnx.TensorProto.FLOAT16
             casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
@@ -129,13 +127,28 @@ def add_graph(folder: Path) -> Path:
     return path
 
 
-def tensor_places(file: Path) -> dict[str, range]:
-    """Return where the bytes of each tensor lie in a safetensors file (its format: length, JSON header, tensors)."""
+class Place(NamedTuple):
+    """Where a tensor lies in a file: type in safetensors' words, first byte, number of bytes."""
+
+    dtype: str
+    offset: int
+    length: int
+
+
+def tensor_places(file: Path) -> dict[str, Place]:
+    """Return where each tensor lies in a safetensors file (the format: length of the header, header in JSON, tensors).
+
+    Those of other types than float16 and float32 are left out.
+    """
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-    offsets = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-    return {name: range(8 + length + begin, 8 + length + end) for name, (begin, end) in offsets.items()}
+    places = {}
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["dtype"] in ("F16", "F32"):
+            begin, end = entry["data_offsets"]
+            places[name] = Place(entry["dtype"], 8 + length + begin, end - begin)
+    return places
 
 
 def import_onnx() -> Any:
@@ -155,18 +168,22 @@ def _export_onnx(network: SegmentationNetwork, path: Path, training: torch.onnx.
     axes = {0: "batch", 1: "height", 2: "width"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # for FC-DenseNet103 the newer exporter takes half a minute, this one seconds
-        torch.onnx.export(
-            Uint8Network(network.eval()).requires_grad_(False),
-            (example(network_card(network)),),
-            str(path),
-            dynamo=False,
-            opset_version=ONNX_OPSET,
-            training=training,
-            do_constant_folding=training == torch.onnx.TrainingMode.EVAL,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_axes={"images": axes, "logits": {0: "batch", 2: "height", 3: "width"}},
-        )
+        try:
+            torch.onnx.export(
+                Uint8Network(network.eval()).requires_grad_(False),
+                (example(network_card(network)),),
+                str(path),
+                dynamo=False,
+                opset_version=ONNX_OPSET,
+                training=training,
+                do_constant_folding=training == torch.onnx.TrainingMode.EVAL,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_axes={"images": axes, "logits": {0: "batch", 2: "height", 3: "width"}},
+            )
+        except RuntimeError as error:  # an operation that ONNX does not have, for any size of image
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"{type(network).__name__} cannot be written as ONNX: {reason}") from error
 
 
 def write_int8(graph: Path, images: Iterable[UInt8Array], path: Path) -> None:

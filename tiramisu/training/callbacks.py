@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tiramisu.arrays import UInt8Array
+from tiramisu.data.source import spread_evenly
 from tiramisu.data.transforms import Item, derive_seed
 from tiramisu.files import atomic_path
 from tiramisu.labels import LabelSet
@@ -117,7 +117,7 @@ class PredictionPictures(L.Callback):
         self._validations = 0
 
     def _collect(self, predictions: Tensor, batch: Item, batch_idx: int, batches: int | float) -> None:
-        if batch_idx not in np.linspace(0, int(batches) - 1, min(self.images, int(batches))).astype(int):
+        if batch_idx not in spread_evenly(int(batches), self.images):
             return
         image = batch.image[0].permute(1, 2, 0).cpu().numpy()
         truth = batch.mask[0].byte().cpu().numpy()

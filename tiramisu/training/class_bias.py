@@ -15,7 +15,7 @@ from tiramisu.labels import LabelSet
 from tiramisu.metrics import scores_from_confusion
 from tiramisu.models import SegmentationNetwork
 
-IMAGES = 64
+FITTED_IMAGES = 64  # of training, whole
 VALUES = 20_000_000  # logits that are kept, of all pixels and classes together: 80 MB
 STEPS = (0.8, 0.4, 0.2)  # in the unit of logits
 ROUNDS = 2  # over all classes, with each step
@@ -49,7 +49,7 @@ def add_class_bias(network: SegmentationNetwork, constants: Tensor) -> None:
 def draw_pixels(
     compute: Callable[[Tensor], Tensor], batches: Iterable[Item], count: int, labels: LabelSet, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw labelled pixels from whole images, as many from each.
+    """Draw labelled pixels, at most as many from each batch as fit into `VALUES`.
 
     Args:
         compute: maps uint8 images (B, channels, H, W) to logits (B, classes, H, W).
