@@ -135,7 +135,10 @@ def test_weights_and_graphs_do_not_share_a_folder(
         (["--format=openvino", "--output={tmp}/model.onnx"], ".onnx"),
         (["--format=openvino-int8", "--output={tmp}/x"], "--calibration"),
         (["--format=openvino-int8", "--output={tmp}/x", "--calibration={tmp}"], "no images"),
-        (["--format=tflite", "--output={tmp}/x"], "tflite"),
+        (
+            ["--format=tflite", "--output={tmp}/x"],
+            "one of 'onnx', 'openvino', 'openvino-int8', 'float16'.",
+        ),
         (["--format=onnx", "--output={tmp}/m.onnx", "--weights=nowhere"], "nowhere"),
         (["--format=openvino", "--output=/dev/null/x"], "/dev/null"),
     ],

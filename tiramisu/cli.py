@@ -123,7 +123,7 @@ def one_line(error: Exception) -> str:
     """Say what an exception means in one line.
 
     An error from a data loader's worker arrives with the worker's traceback as its message; the last line is the
-    original message. jsonargparse explains over several lines; they are joined.
+    original message. jsonargparse explains over several lines, in Python's words; they are joined and put into others.
     """
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}"
@@ -132,7 +132,7 @@ def one_line(error: Exception) -> str:
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
     if any("Traceback (most recent call last)" in line for line in lines):
         return re.sub(r"^[\w.]+: ", "", lines[-1])
-    return " ".join(lines)
+    return re.sub(r"\ba typing\.Literal\[([^]]*)\]", r"one of \1", " ".join(lines))
 
 
 def shipped_config(name: str) -> Path:

@@ -55,9 +55,9 @@ class SegmentationTask(L.LightningModule):
         ema_decay: decay of the moving average of the weights, which is evaluated and saved; 0 turns it off.
         precise_bn: whether the statistics of batch norm are collected anew at the end, in a pass over training images
             without dropout. Better where there is dropout in the whole network.
-        class_bias: whether one constant per class is fitted to the mIoU of training images at the end, and added to the
-            classifier's bias. Rare classes are then found as often as they are there, where `class_weights` or
-            `--data.balanced_crops` make them too frequent.
+        class_bias: whether one constant per class, fitted to the mIoU of 64 training images, is added to the
+            classifier's bias at the end. It mends classes that `class_weights` or `--data.balanced_crops` make too
+            frequent, and costs prediction nothing.
         channels_last: memory layout that is faster on current CPUs and GPUs.
 
     Raises:
