@@ -222,7 +222,7 @@ def test_thirty_images_suffice(trained_run: Path, tmp_path: Path, capsys: pytest
     """The recipe for one's own images reaches 85 mIoU on thirty drawn ones (issue 6)."""
     root = make("rgb_color", tmp_path / "coins", 30)
     main([
-        f"--runs={tmp_path / 'runs'}", "--data.dataset=folder", f"--data.root={root}", "--trainer.max_epochs=40",
+        f"--runs={tmp_path / 'runs'}", "--data.dataset=folder", f"--data.root={root}", "--trainer.max_epochs=30",
         "--trainer.enable_progress_bar=false",
     ])  # fmt: skip
     score = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mIoU"))
