@@ -17,7 +17,15 @@ from tiramisu.errors import ConfigError, ImageError, TiramisuError
 from tiramisu.evaluate import DataOptions, open_labelled
 from tiramisu.files import atomic_folder, atomic_path
 from tiramisu.images import decode_image
-from tiramisu.inference.engines import OPENVINO_GRAPH, Engine, Precision, open_engine, open_graph, remove_other_graphs
+from tiramisu.inference.engines import (
+    OPENVINO_GRAPH,
+    Engine,
+    Precision,
+    graph_beside,
+    open_engine,
+    open_graph,
+    remove_other_graphs,
+)
 from tiramisu.inference.evaluation import evaluate
 from tiramisu.inference.graphs import add_graph, write_int8, write_onnx, write_openvino
 from tiramisu.inference.inputs import find_inputs
@@ -149,12 +157,9 @@ def add_checked_graph(weights: Path, samples: Sequence[UInt8Array]) -> None:
     """Put a graph beside halved weights where it can be had and computes what torch computes."""
     try:
         graph = add_graph(weights)
-        try:
-            check(open_graph("openvino", graph, precision="fp32"), weights, "openvino", samples)
-        except TiramisuError:
-            graph.unlink()
-            raise
+        check(open_graph("openvino", graph, precision="fp32"), weights, "openvino", samples)
     except TiramisuError as error:
+        graph_beside(weights).unlink(missing_ok=True)
         print(f"No graph lies beside these weights; it will be made at first use. The reason: {error}", file=sys.stderr)
 
 

@@ -188,9 +188,8 @@ def graph_beside(weights: Path) -> Path:
 
 def remove_other_graphs(weights: Path) -> None:
     """Remove graphs that came with the weights that were in a folder before."""
-    for file in weights.glob(f"{GRAPH_PREFIX}*.onnx"):
-        if file != graph_beside(weights):
-            file.unlink()
+    for file in {*weights.glob(f"{GRAPH_PREFIX}*.onnx")} - {graph_beside(weights)}:
+        file.unlink()
 
 
 def is_installed(engine: str) -> bool:

@@ -78,11 +78,7 @@ def write_onnx(network: SegmentationNetwork, path: Path) -> None:
     Raises:
         ConfigError: the package onnx is not installed, or the network cannot be written as ONNX.
     """
-    onnx = import_onnx()
-    _export_onnx(network, path, torch.onnx.TrainingMode.EVAL)
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, {GRAPH_KEY: network_card(network).to_json()})
-    onnx.save(model, path)
+    import_onnx().save(build_onnx(network, torch.onnx.TrainingMode.EVAL), path)
 
 
 def add_graph(folder: Path) -> Path:
@@ -98,12 +94,8 @@ def add_graph(folder: Path) -> Path:
         WeightsError: the weights are missing or damaged.
     """
     onnx = import_onnx()
-    network = load_network(folder)
-    path = graph_beside(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        # PRESERVE: EVAL multiplies batch norms into convolutions, whose weights would then be others than in the file.
-        _export_onnx(network, Path(scratch) / ONNX_GRAPH, torch.onnx.TrainingMode.PRESERVE)
-        model = onnx.load(Path(scratch) / ONNX_GRAPH)
+    # PRESERVE: EVAL multiplies batch norms into convolutions, whose weights would then be others than in the file.
+    model = build_onnx(load_network(folder), torch.onnx.TrainingMode.PRESERVE)
     places = tensor_places(folder / WEIGHTS_FILE)
     casts = []
     for tensor in model.graph.initializer:
@@ -111,17 +103,15 @@ def add_graph(folder: Path) -> Path:
         if place is None:  # a number of the computation, no weight
             continue
         name = tensor.name
+        onnx.external_data_helper.set_external_data(tensor, WEIGHTS_FILE, place.offset, place.length)
         tensor.ClearField("raw_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", WEIGHTS_FILE), ("offset", place.offset), ("length", place.length)):
-            tensor.external_data.add(key=key, value=str(value))
         if place.dtype == "F16":
             tensor.name, tensor.data_type = f"{name}.half", onnx.TensorProto.FLOAT16
             casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    onnx.helper.set_model_props(model, {GRAPH_KEY: network_card(network).to_json()})
+    path = graph_beside(folder)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return path
@@ -164,15 +154,22 @@ def import_onnx() -> Any:
     return onnx
 
 
-def _export_onnx(network: SegmentationNetwork, path: Path, training: torch.onnx.TrainingMode) -> None:
+def build_onnx(network: SegmentationNetwork, training: torch.onnx.TrainingMode) -> Any:
+    """Return a network in eval mode as ONNX model, with its card.
+
+    Raises:
+        ConfigError: the package onnx is not installed, or the network cannot be written as ONNX.
+    """
+    onnx = import_onnx()
+    card = network_card(network)
     axes = {0: "batch", 1: "height", 2: "width"}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")  # for FC-DenseNet103 the newer exporter takes half a minute, this one seconds
         try:
             torch.onnx.export(
                 Uint8Network(network.eval()).requires_grad_(False),
-                (example(network_card(network)),),
-                str(path),
+                (example(card),),
+                str(Path(scratch) / ONNX_GRAPH),
                 dynamo=False,
                 opset_version=ONNX_OPSET,
                 training=training,
@@ -184,6 +181,9 @@ def _export_onnx(network: SegmentationNetwork, path: Path, training: torch.onnx.
         except RuntimeError as error:  # an operation that ONNX does not have, for any size of image
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"{type(network).__name__} cannot be written as ONNX: {reason}") from error
+        model = onnx.load(Path(scratch) / ONNX_GRAPH)
+    onnx.helper.set_model_props(model, {GRAPH_KEY: card.to_json()})
+    return model
 
 
 def write_int8(graph: Path, images: Iterable[UInt8Array], path: Path) -> None:
