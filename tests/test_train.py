@@ -198,6 +198,8 @@ def _fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data.scale=[2,0.5]"], ["--data.scale [2.0, 0.5]"]),
         (["--data.balanced_crops=2"], ["--data.balanced_crops 2"]),
         (["--data.balanced_crops=0.5", "--data.augmentation=none"], ["--data.balanced_crops needs crops"]),
+        (["--data.occlusion=-1"], ["--data.occlusion -1"]),
+        (["--data.occlusion=0.5", "--data.augmentation=paper"], ["--data.occlusion", "--data.augmentation strong"]),
         (["--model.weight_decay=-1"], ["--model.weight_decay -1"]),
         (["--model.warmup_epochs=.inf"], ["--model.warmup_epochs inf"]),
         (["--model.region_weight=-1"], ["--model.region_weight -1"]),

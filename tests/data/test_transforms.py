@@ -136,6 +136,20 @@ def test_balanced_crops_of_void_alone_lie_anywhere() -> None:
     assert (dataset[SampleKey(0, 0)].mask == 255).all()
 
 
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (0.5, 30, 70), (1.0, 90, 100)])
+def test_occlusion_hides_part_of_images_and_keeps_masks(share: float, least: int, most: int) -> None:
+    dataset = SegmentationDataset(White(), "strong", None, occlusion=share)
+    hidden = 0
+    for epoch in range(100):
+        image, mask, _ = dataset[SampleKey(epoch, 0)]
+        assert (mask == 1).all()
+        colour = image.float().flatten(1).median(1).values[:, None, None]
+        occluded = ((image - colour).abs() > 80).any(0).float().mean()  # noise is far below
+        assert occluded < 0.5
+        hidden += bool(occluded > 0.002)
+    assert least <= hidden <= most
+
+
 @pytest.mark.parametrize("scale", [0.6, 0.8, 1.3, 1.6])
 def test_masks_lie_on_their_images_at_every_scale(scale: float) -> None:
     """Nearest-neighbour scaling that rounds coordinates down puts masks up to half a pixel beside their images."""

@@ -29,6 +29,8 @@ class SegmentationDataModule(L.LightningDataModule):
             the augmentation `none`.
         balanced_crops: share of the crops that lie around a pixel of a class that is drawn evenly from those in the
             image, so that rare classes are seen more often; the others lie anywhere.
+        occlusion: share of the training images of `strong` in which patches of one colour hide what is there, while
+            masks keep what was, so that it must be told from what is around.
         batch_size: training crops per step and process.
         eval_batch_size: whole images per evaluation step.
         workers: loader processes per training process (default: what suits the machine).
@@ -46,6 +48,7 @@ class SegmentationDataModule(L.LightningDataModule):
         scale: tuple[float, float] = SCALE,
         crop_size: int | None = 224,
         balanced_crops: float = 0.0,
+        occlusion: float = 0.0,
         batch_size: int = 4,
         eval_batch_size: int = 1,
         workers: int | None = None,
@@ -66,10 +69,14 @@ class SegmentationDataModule(L.LightningDataModule):
             raise ConfigError(f"--data.balanced_crops {balanced_crops} must be from 0 to 1")
         if balanced_crops and (crop_size is None or augmentation == "none"):
             raise ConfigError("--data.balanced_crops needs crops: give --data.crop_size and --data.augmentation strong")
+        if not 0 <= occlusion <= 1:
+            raise ConfigError(f"--data.occlusion {occlusion} must be from 0 to 1")
+        if occlusion and augmentation != "strong":
+            raise ConfigError("--data.occlusion is part of --data.augmentation strong")
         self.dataset: DatasetName = dataset
         self.root, self.folder, self.image_size, self.holdout = root, folder, image_size, holdout
         self.augmentation: Augmentation = augmentation
-        self.scale, self.balanced_crops = scale, balanced_crops
+        self.scale, self.balanced_crops, self.occlusion = scale, balanced_crops, occlusion
         self.crop_size, self.batch_size, self.eval_batch_size = crop_size, batch_size, eval_batch_size
         self.workers, self.seed = workers, seed
         self.train_set: SegmentationDataset
@@ -104,7 +111,7 @@ class SegmentationDataModule(L.LightningDataModule):
             self.train_set = SegmentationDataset(
                 self._open("train"), self.augmentation, self.crop_size, self.seed,
                 pad=self.dataset == "folder", channels=self.in_channels, scale=self.scale,
-                balanced_crops=self.balanced_crops,
+                balanced_crops=self.balanced_crops, occlusion=self.occlusion,
             )  # fmt: skip
             self.train_set[SampleKey(0, 0)]  # wrong options must be reported before the run begins
             self.val_set = SegmentationDataset(self._open("val"))

@@ -86,6 +86,7 @@ def build_augmentation(
     channels: int = 3,
     scale: tuple[float, float] = SCALE,
     balanced_crops: float = 0.0,
+    occlusion: float = 0.0,
 ) -> A.Compose | None:
     """Build the augmentation pipeline.
 
@@ -98,6 +99,8 @@ def build_augmentation(
         channels: of the images; saturation and hue are of RGB only.
         scale: smallest and largest factor of the random scale of `strong`.
         balanced_crops: share of the crops that lie around a pixel of a class that is drawn evenly.
+        occlusion: share of the images of `strong` in which patches of one colour hide what is there, while masks keep
+            what was: it can only be told from what is around, as masking does in MIC (Hoyer et al., 2023).
     """
     if kind == "none":
         return None
@@ -117,6 +120,13 @@ def build_augmentation(
             A.GaussianBlur(sigma_limit=(0.3, 1.2), p=0.15),
             A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
         ]
+        if occlusion:
+            # of the shorter side: from what hides a pedestrian to what hides a shop window
+            patches: A.BasicTransform = A.CoarseDropout(
+                num_holes_range=(1, 6), hole_height_range=(0.06, 0.25), hole_width_range=(0.06, 0.25),
+                fill="random_uniform", p=occlusion,
+            )  # fmt: skip
+            colour = [patches, *colour]
         if crop_size is not None:
             limits = (scale[0] - 1, scale[1] - 1)
             # the default, INTER_NEAREST, rounds coordinates down: masks would lie up to half a pixel beside the images
@@ -140,6 +150,7 @@ class SegmentationDataset(Dataset[Item]):
         channels: of the images.
         scale: range of the random scale of `strong`.
         balanced_crops: share of the crops that lie around a pixel of a class that is drawn evenly.
+        occlusion: share of the images of `strong` with patches painted over.
     """
 
     def __init__(
@@ -152,12 +163,13 @@ class SegmentationDataset(Dataset[Item]):
         channels: int = 3,
         scale: tuple[float, float] = SCALE,
         balanced_crops: float = 0.0,
+        occlusion: float = 0.0,
     ) -> None:
         self.source = source
         self.crop_size = crop_size if augmentation != "none" else None
         self.seed, self.pad = seed, pad
         self.transform = build_augmentation(
-            augmentation, crop_size, source.labels.ignore_index, pad, channels, scale, balanced_crops
+            augmentation, crop_size, source.labels.ignore_index, pad, channels, scale, balanced_crops, occlusion
         )
 
     def __len__(self) -> int:
