@@ -38,6 +38,8 @@ ONE_STEP = [
     "--data.workers=0",
 ]  # fmt: skip
 STREETS = ["--data.image_size=[64,64]", "--data.crop_size=32"]
+SMALL_CROPS = ["--data.crop_size=32"]
+PHASES = {"finetune": SMALL_CROPS, "repeat": SMALL_CROPS, "again": SMALL_CROPS, "whole": []}  # the last takes no crops
 
 
 def small(command: str, camvid: Path) -> list[str]:
@@ -96,18 +98,17 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "later", "smaller"),
+    ("name", "layers", "later"),
     [
-        ("camvid_paper", "1", ["finetune"], []),
-        ("camvid_scratch", "1", ["finetune", "repeat", "last"], ["--data.crop_size=32"]),
-        ("camvid", "[1,1,1,1,1,1]", ["finetune", "repeat", "last"], ["--data.crop_size=32"]),
+        ("camvid_paper", "1", {"finetune": []}),
+        ("camvid_scratch", "1", PHASES),
+        ("camvid", "[1,1,1,1,1,1]", PHASES),
     ],
 )
 def test_trainings_follow_one_another_as_the_configurations_say(
     name: str,
     layers: str,
-    later: list[str],
-    smaller: list[str],
+    later: dict[str, list[str]],
     tmp_path: Path,
     shared_camvid_like: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -117,7 +118,7 @@ def test_trainings_follow_one_another_as_the_configurations_say(
     data = [*ONE_STEP, f"--data.root={shared_camvid_like}"]
     tiny = [f"--model.network.layers_per_block={layers}", "--model.network.growth_rate=4"]
     tiramisu.train.main([f"--config=configs/{name}.yaml", *data, *tiny, "--data.crop_size=32"])
-    for phase in later:
+    for phase, smaller in later.items():
         text = (ROOT / "configs" / f"{name}_{phase}.yaml").read_text()
         command = re.search(r"#\s+(python -m tiramisu.train.*?\\)\n#\s+(.*)\n", text)
         assert command is not None
@@ -149,21 +150,28 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_the_configurations_state_only_what_departs_from_the_defaults(path: Path) -> None:
     assert f"`configs/{path.name}`" in README, f"{path.name} is not in the README's table"
-    config = yaml.safe_load(path.read_text())
-    model = config.get("model", {})
-    network = model.get("network", {})
-    build = SegmentationNetwork.architectures[network.get("class_path", "FCDenseNet")]
-    for stated, signature in (
-        (config.get("data", {}), SegmentationDataModule),
-        (model, SegmentationTask),
-        (network.get("init_args", {}), build),
-        (config["trainer"], Trainer),
-    ):
+    beneath = set(re.findall(r"--config (configs/\w+\.yaml)", path.read_text())) - {f"configs/{path.name}"}
+    stated_before = {key for name in beneath for stated, _ in _sections(ROOT / name) for key in stated}
+    for stated, signature in _sections(path):
         defaults = inspect.signature(signature).parameters
         repeated = [
             key
             for key, value in stated.items()
-            # a second phase may go back to a default: null switches off what the first has
-            if key in defaults and defaults[key].default == value and value is not None
+            # a later training may go back to a default that an earlier one has left
+            if key in defaults and defaults[key].default == value and key not in stated_before
         ]
         assert not repeated, f"{path.name} repeats the default of {repeated}"
+
+
+def _sections(path: Path) -> list[tuple[dict[str, object], Callable[..., object]]]:
+    """Return what a configuration states, beside what takes it."""
+    config = yaml.safe_load(path.read_text())
+    model = config.get("model", {})
+    network = model.get("network", {})
+    build = SegmentationNetwork.architectures[network.get("class_path", "FCDenseNet")]
+    return [
+        (config.get("data", {}), SegmentationDataModule),
+        (model, SegmentationTask),
+        (network.get("init_args", {}), build),
+        (config["trainer"], Trainer),
+    ]
