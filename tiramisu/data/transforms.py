@@ -121,7 +121,7 @@ def build_augmentation(
             A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
         ]
         if occlusion:
-            # of the shorter side: from what hides a pedestrian to what hides a shop window
+            # of the height and the width: from what hides a pedestrian to what hides a shop window
             patches: A.BasicTransform = A.CoarseDropout(
                 num_holes_range=(1, 6), hole_height_range=(0.06, 0.25), hole_width_range=(0.06, 0.25),
                 fill="random_uniform", p=occlusion,
