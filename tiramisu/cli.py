@@ -13,6 +13,7 @@ from typing import Any
 import jsonargparse
 
 from tiramisu.allocator import keep_large_tensors
+from tiramisu.configuration import check_bounds
 from tiramisu.errors import TiramisuError
 
 Main = Callable[..., None]
@@ -66,9 +67,11 @@ def run_function(
         args: the command line; default: the process's.
         positional: whether parameters without a default are positional.
     """
+    given = underscored(sys.argv[1:] if args is None else args)
+    check_bounds(given)
     jsonargparse.auto_cli(
         function,
-        args=underscored(sys.argv[1:] if args is None else args),
+        args=given,
         as_positional=positional,
         exit_on_error=False,
         prog=f"python -m {name}",

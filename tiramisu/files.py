@@ -1,15 +1,24 @@
-"""Writing files so that a reader never meets half of one: write to a temporary name, then rename."""
+"""Files: written under a temporary name and renamed, read within bounds, never overwritten where they are not ours."""
 
 import contextlib
+import csv
+import errno
+import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import platformdirs
+
+from tiramisu.errors import ConfigError
+
+MIB = 2**20
+TEXT_LIMIT = 256 * MIB  # lists of files, CSV files
+NAME_BYTES = 240  # of 255 that file systems take: suffixes such as .png come on top
 
 
 @contextlib.contextmanager
@@ -38,24 +47,64 @@ def atomic_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder; on success its files replace those of the same name in `path`, one rename each."""
+    """Yield a temporary folder that becomes `path` on success.
+
+    A new or empty folder appears in one rename. In one that has files, they are replaced by those of the same name, one
+    rename each.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        path.mkdir(exist_ok=True)
+        if not path.exists() or not any(path.iterdir()):
+            temporary.replace(path)
+            return
         for file in sorted(temporary.iterdir()):
             file.replace(path / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def refuse_foreign(file: Path, mark: bytes) -> None:
+    """Refuse to overwrite a file that tiramisu has not written.
+
+    Args:
+        file: that is about to be written.
+        mark: bytes that are in every such file of ours.
+
+    Raises:
+        ConfigError: it exists and lacks the mark.
+    """
+    if not os.path.lexists(file):
+        return
+    if not file.is_file() or mark not in file.read_bytes():
+        raise ConfigError(f"{file} already exists and was not written by tiramisu; choose another --output")
+
+
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file's contents in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def shorten(name: str) -> str:
+    """Return a file name, shortened to `NAME_BYTES` where it is longer; a hash of the whole keeps names apart."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= NAME_BYTES:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    return f"{encoded[: NAME_BYTES - 13].decode('utf-8', errors='ignore')}~{digest}"
+
+
 def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
-    """Return the names, numbered where they would be the same in a file system that ignores case."""
+    """Return the names, numbered where they would be the same in a file system that ignores case.
+
+    Names that are too long for a file system are shortened.
+    """
     used = {name.casefold() for name in taken}
     result = []
-    for name in names:
+    for name in map(shorten, names):
         candidate, number = name, 1
         while candidate.casefold() in used:
             number += 1
@@ -70,18 +119,83 @@ def user_cache() -> Path:
     return Path(os.environ.get("TIRAMISU_CACHE") or platformdirs.user_cache_path("tiramisu"))
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file: UTF-8, with a byte order mark UTF-16, else Latin-1, as people's editors write it."""
-    data = path.read_bytes()
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return the contents of a regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: it is missing, larger, or no regular file, such as a device that never ends.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with path.open("rb") as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than the limit of {limit / MIB:g} MiB", str(path))
+    return data
+
+
+def read_text(path: Path, limit: int = TEXT_LIMIT, other: str = "latin-1") -> str:
+    """Return the text of a file as people's editors and shells write it: UTF-16, UTF-8 or something else.
+
+    PowerShell writes UTF-16 with a byte order mark, or UTF-8 with one. UTF-16 without a mark is told by its zero bytes.
+
+    Args:
+        path: of the file.
+        limit: of its size in bytes.
+        other: encoding of what is not UTF-8; `surrogateescape` keeps the bytes, as file names need it.
+
+    Raises:
+        OSError: it cannot be read, see `read_bounded`.
+    """
+    data = read_bounded(path, limit)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
+    head = data[:2000]
+    if len(data) % 2 == 0 and len(head) > 3:
+        for zeros, encoding in ((head[1::2], "utf-16-le"), (head[::2], "utf-16-be")):
+            if zeros.count(0) > 0.6 * len(zeros):
+                return data.decode(encoding, errors="replace")
+    if other == "surrogateescape":
+        return data.decode("utf-8-sig", errors="surrogateescape")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        return data.decode(other)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused because JSON has none."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+class CsvWriter:
+    """Writes rows whose texts a spreadsheet shows and does not run.
+
+    A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return, and is no number, gets an apostrophe
+    in front (OWASP, "CSV Injection").
+
+    Args:
+        file: open for writing, with ``newline=""``.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._writer = csv.writer(file)
+
+    def writerow(self, row: Iterable[Any]) -> None:
+        """Write one row."""
+        self._writer.writerow([_safe_cell(cell) for cell in row])
+
+    def writerows(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Write several rows."""
+        for row in rows:
+            self.writerow(row)
+
+
+def _safe_cell(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    with contextlib.suppress(ValueError):
+        float(cell)
+        return cell
+    return f"'{cell}"

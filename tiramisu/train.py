@@ -17,6 +17,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from tiramisu.cli import command, hide_library_noise, shipped_config, underscored
+from tiramisu.configuration import (
+    check_class,
+    check_received,
+    given_configurations,
+    importable,
+    read_configuration,
+)
 from tiramisu.data.camvid import check_unseen
 from tiramisu.data.datamodule import SegmentationDataModule
 from tiramisu.data.folder import open_folder
@@ -28,7 +35,7 @@ from tiramisu.doctor.checks import quick_check
 from tiramisu.errors import ConfigError, DivergedError, TiramisuError
 from tiramisu.files import write_json
 from tiramisu.metrics import format_table, scores_from_confusion
-from tiramisu.models.network import library_versions
+from tiramisu.models.network import SegmentationNetwork, library_versions
 from tiramisu.training.averaging import WarmupEMA
 from tiramisu.training.callbacks import EpochSeed, History, PredictionPictures, ProgressBar
 from tiramisu.training.checkpoints import (
@@ -100,6 +107,10 @@ class TrainCLI(LightningCLI):
             "--tune", action="store_true",
             help="do not train, but find a learning rate, and the largest crop and batch that fit",
         )  # fmt: skip
+        parser.add_argument(
+            "--trust", action="store_true",
+            help="run classes of other packages that a configuration names, and let a resumed one write elsewhere",
+        )  # fmt: skip
         parser.add_argument("--pictures_every", type=int, default=1, help="validations between two pictures of samples")
         parser.link_arguments("data.labels", "model.labels", apply_on="instantiate")
         parser.link_arguments("data.in_channels", "model.in_channels", apply_on="instantiate")
@@ -109,6 +120,8 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Take `--resume` out of the configuration, which is saved with the run and may be used again; fix the seed."""
         self.resume, self.config["resume"] = self.config["resume"], None
+        self.config["trust"] = False
+        check_class(self.config["model"]["network"], SegmentationNetwork, "--model.network")
         self.config["data"]["seed"] = self.config["seed_everything"]  # by now a number, also where it was "random"
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -182,6 +195,7 @@ def with_config(args: list[str]) -> list[str]:
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--name", default="*")
     parser.add_argument("--data.dataset", dest="dataset")
+    parser.add_argument("--trust", action="store_true")
     known, rest = parser.parse_known_args(args)
     if known.config:
         # An installed wheel has no configs/ folder beside it: configs/camvid.yaml then means the shipped one.
@@ -190,6 +204,8 @@ def with_config(args: list[str]) -> list[str]:
         checkpoint = find_checkpoint(known.resume, Path(known.runs), known.name)
         run = run_of_checkpoint(checkpoint) if checkpoint else None
         if run is not None and (run / CONFIG_NAME).is_file():
+            if not known.trust:
+                check_received(read_configuration(run / CONFIG_NAME), run)
             return ["--config", str(run / CONFIG_NAME), *args]
     if known.dataset in ("camvid", "folder"):
         announce(f"Using configs/{known.dataset}.yaml.")
@@ -210,14 +226,18 @@ def _with_shipped(arg: str) -> str:
 def main(args: Sequence[str] | None = None) -> None:
     """Fit, then evaluate the final weights and write the report."""
     hide_library_noise()
-    try:
-        cli = TrainCLI(with_config(underscored(sys.argv[1:] if args is None else args)))
-    except (MisconfigurationException, ValueError) as error:  # what Lightning says of options that do not fit
-        raise ConfigError(str(error)) from error
-    if cli.config["tune"]:
-        show_suggestion(cli)
-    else:
-        train(cli)
+    given = with_config(underscored(sys.argv[1:] if args is None else args))
+    configurations = [read_configuration(path) for path in given_configurations(given)]
+    # To the end of the run: Lightning parses the configuration once more when it saves it.
+    with importable(given, configurations, trust="--trust" in given):
+        try:
+            cli = TrainCLI(given)
+        except (MisconfigurationException, ValueError) as error:  # what Lightning says of options that do not fit
+            raise ConfigError(str(error)) from error
+        if cli.config["tune"]:
+            show_suggestion(cli)
+        else:
+            train(cli)
 
 
 def show_suggestion(cli: TrainCLI) -> None:
