@@ -125,7 +125,7 @@ def predict(inputs: Sequence[str], output: str, settings: Settings) -> None:
         SystemExit: with 3 where some images failed; with 130 or 143 where the run was interrupted.
     """
     check_paths(inputs, output, settings)
-    weights = find_weights(settings.weights) if settings.weights else default_weights()
+    weights = default_weights() if settings.weights is None else find_weights(settings.weights)
     if settings.weights is None:
         print(f"Using the weights in {weights}.", file=sys.stderr)
     if weights in shipped_weights().values() and (terms := read_config(weights)["protocol"].get("data_license")):

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import itertools
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from tiramisu.data.source import spread_evenly
 from tiramisu.data.transforms import SampleKey, SegmentationDataset
 from tiramisu.device import default_device, fast_bf16, peak_memory_mib
 from tiramisu.doctor.checks import quick_check
-from tiramisu.errors import ConfigError, DivergedError, TiramisuError
+from tiramisu.errors import ConfigError, DivergedError, TiramisuError, WeightsError
 from tiramisu.files import write_json
 from tiramisu.metrics import format_table, scores_from_confusion
 from tiramisu.models.network import SegmentationNetwork, library_versions
@@ -48,6 +49,7 @@ from tiramisu.training.checkpoints import (
     run_of_checkpoint,
 )
 from tiramisu.training.class_bias import FITTED_IMAGES, add_class_bias, draw_pixels, fit_class_bias
+from tiramisu.training.interruption import Interruption
 from tiramisu.training.precise_bn import collect_statistics
 from tiramisu.training.report import plot_confusion, plot_curves, plot_rates
 from tiramisu.training.task import SegmentationTask
@@ -59,6 +61,7 @@ QUICKSTART_HINT = (
 )
 CONFIG_NAME = "config.yaml"
 RATES_PLOT = "learning-rates.png"
+SIGNAL_SECONDS = 0.5  # within which a signal to a process group reaches all of it
 
 
 class TrainCLI(LightningCLI):
@@ -145,8 +148,9 @@ class TrainCLI(LightningCLI):
         elif self.resume:
             announce(f"Nothing to resume in {runs / name}: starting anew.")
         self.run = run or new_run_folder(runs / name)
-        self.history = History(self.run)
+        self.history, self.interruption = History(self.run), Interruption()
         callbacks = [
+            self.interruption,
             EpochSeed(self.config["seed_everything"]),
             self.history,
             PredictionPictures(self.run, self.model.labels, every=self.config["pictures_every"]),
@@ -254,31 +258,59 @@ def show_suggestion(cli: TrainCLI) -> None:
 
 
 def train(cli: TrainCLI) -> None:
-    """Fit, tell how to go on from a loss that diverged, and finish."""
+    """Fit and finish; where a signal ends the run, say what is kept and how to resume.
+
+    Raises:
+        SystemExit: with 130 or 143 where the run was interrupted.
+    """
     announce(f"Run folder: {cli.run}")
+    try:
+        with cli.interruption:
+            fit(cli)
+            if not cli.config_init["trainer"]["fast_dev_run"]:
+                finish(cli)
+    except (SystemExit, KeyboardInterrupt, TiramisuError):
+        if not cli.interruption.signal:
+            raise
+        progress_bar = "\n" if cli.config_init["trainer"]["enable_progress_bar"] is not False else ""
+        if last_checkpoint(cli.run).is_file():
+            announce(f"{progress_bar}Interrupted. Finished epochs that are kept: {len(cli.history.rows)}. Resume: "
+                     f"python -m tiramisu.train --resume {cli.run}")  # fmt: skip
+        else:
+            announce(f"{progress_bar}Interrupted before the first epoch was finished: nothing is kept, start again.")
+        raise SystemExit(128 + cli.interruption.signal) from None
+
+
+def fit(cli: TrainCLI) -> None:
+    """Train; what went wrong is told with its remedy.
+
+    Raises:
+        DivergedError: the loss diverged.
+        ConfigError: the batch is too small.
+        WeightsError: the checkpoint cannot be resumed.
+        TiramisuError: a loader process was killed.
+    """
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     except DivergedError as error:
         last = last_checkpoint(cli.run)
         remedy = f"the last good checkpoint is {last}" if last.is_file() else "no epoch had finished"
         raise DivergedError(f"{error}; {remedy}; lower --model.lr or set --trainer.gradient_clip_val 1") from error
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        remedy = "raise --data.batch_size or --data.crop_size"
-        raise ConfigError(f"a batch leaves batch normalisation a single value per channel; {remedy}") from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise TiramisuError(f"a loader process was killed, perhaps for want of memory: lower --data.workers, "
-                            f"and go on with --resume {cli.run}") from error  # fmt: skip
-    except SystemExit:  # how Lightning ends a run on SIGINT and SIGTERM
-        if last_checkpoint(cli.run).is_file():
-            announce(f"Interrupted. Go on from the last finished epoch: python -m tiramisu.train --resume {cli.run}")
+    except TiramisuError:
         raise
-    if cli.config_init["trainer"]["fast_dev_run"]:
-        return
-    finish(cli)
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError) as error:
+        if "more than 1 value per channel" in str(error):
+            remedy = "raise --data.batch_size or --data.crop_size"
+            raise ConfigError(f"a batch leaves batch normalisation a single value per channel; {remedy}") from error
+        if str(error).startswith("DataLoader worker"):
+            time.sleep(SIGNAL_SECONDS)  # a signal to the whole process group ends the loader first
+            raise TiramisuError(f"a loader process was killed, perhaps for want of memory: lower --data.workers, "
+                                f"and resume with --resume {cli.run}") from error  # fmt: skip
+        if cli.checkpoint is not None and not cli.interruption.started:
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise WeightsError(f"{cli.checkpoint} cannot be resumed ({reason}); give another, such as best.ckpt beside "
+                               f"it, or start anew without --resume") from error  # fmt: skip
+        raise
 
 
 def finish(cli: TrainCLI) -> None:

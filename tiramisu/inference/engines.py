@@ -8,14 +8,17 @@ import dataclasses
 import importlib.util
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from tiramisu.arrays import FloatArray, UInt8Array
 from tiramisu.errors import ConfigError, WeightsError
 from tiramisu.labels import LabelSet
-from tiramisu.weights import WEIGHTS_FILE, content_hash
+from tiramisu.weights import WEIGHTS_FILE, content_hash, inspect_weights
+from tiramisu.weights.checks import MAX_CLASSES, parse_json
 
 EngineName = Literal["auto", "torch", "openvino", "onnxruntime"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -23,6 +26,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 GRAPH_KEY = "tiramisu"  # under which exported graphs carry their card
 OPENVINO_GRAPH, ONNX_GRAPH = "model.xml", "model.onnx"
 GRAPH_PREFIX = "graph-"  # of the graphs that lie beside weights
+LARGEST_GRID = 4096  # pixels, as of networks in torch
 GRAPH_VERSION = 1  # to be raised when networks compute in another way: older graphs are left aside then
 
 
@@ -63,11 +67,69 @@ class Card:
         Raises:
             WeightsError: the text is not one.
         """
+        if not text:
+            raise WeightsError(f"{source} was not exported by tiramisu: it does not name its classes")
+        values = parse_json(text, source)
         try:
-            values = json.loads(text)
-            return cls(**{**values, "labels": LabelSet.from_dict(values["labels"])})
+            labels = LabelSet.from_dict(values["labels"])
+            card = cls(**{**values, "labels": labels})
         except (ValueError, TypeError, KeyError) as error:
-            raise WeightsError(f"{source} was not exported by tiramisu: it does not name its classes") from error
+            raise WeightsError(f"{source} was not exported by tiramisu: it does not name its classes "
+                               f"({error})") from error  # fmt: skip
+        for name, number, limit in (
+            ("min_size", card.min_size, LARGEST_GRID), ("grid", card.grid, LARGEST_GRID),
+            ("channels", card.channels, LARGEST_GRID), ("number of classes", len(labels), MAX_CLASSES),
+        ):  # fmt: skip
+            if type(number) is not int or not 1 <= number <= limit:
+                raise WeightsError(f"{source}: its {name} {number!r} is no whole number from 1 to {limit}")
+        if not isinstance(card.protocol, dict):
+            raise WeightsError(f"{source}: its protocol is no mapping")
+        return card
+
+
+def check_output(card: Card, output: Sequence[int | None], source: Path) -> None:
+    """Check that a graph's logits fit what it says of itself.
+
+    Args:
+        card: of the graph.
+        output: shape of its output, none where a length is open.
+        source: path of the graph.
+
+    Raises:
+        WeightsError: they are not (batch, classes, height, width).
+    """
+    if len(output) != 4 or output[1] not in (None, len(card.labels)):
+        shown = " x ".join("?" if length is None else str(length) for length in output)
+        raise WeightsError(f"{source}: its output of {shown} does not fit its {len(card.labels)} classes")
+
+
+def check_input(card: Card, given: Sequence[int | None], source: Path) -> None:
+    """Check that a graph takes images as it says; arguments and errors as `check_output`."""
+    if len(given) != 4 or given[3] not in (None, card.channels):
+        shown = " x ".join("?" if length is None else str(length) for length in given)
+        raise WeightsError(f"{source}: its input of {shown} does not fit images of {card.channels} channels")
+
+
+def check_logits(engine: "Engine", source: Path) -> None:
+    """Compute the logits of one small image, to find out whether a graph computes anything.
+
+    Raises:
+        WeightsError: it does not, or its logits are NaN, infinite or of another size.
+    """
+    card = engine.card
+    image = np.full((1, card.min_size, card.min_size + card.grid, card.channels), 127, np.uint8)
+    expected = (1, len(card.labels), *image.shape[1:3])
+    try:
+        logits = engine.logits(image)
+    except WeightsError:
+        raise
+    except Exception as error:  # the engines' exceptions have no common class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{source} cannot compute ({reason}); export it again") from error
+    if logits.shape != expected:
+        raise WeightsError(f"{source}: its logits have the shape {logits.shape}, not {expected}; export it again")
+    if not np.isfinite(logits).all():
+        raise WeightsError(f"{source} computes NaN or infinite values; export it again from intact weights")
 
 
 class Engine(Protocol):
@@ -136,7 +198,10 @@ def open_engine(
     if engine == "openvino" and device not in ("auto", "cpu"):
         raise ConfigError(f"--engine openvino runs on the CPU; for --device {device} take --engine torch")
     if graph is not None:
-        return open_graph(engine, graph, device, precision)
+        opened = open_graph(engine, graph, device, precision)
+        check_logits(opened, graph)
+        return opened
+    inspect_weights(weights)  # graphs beside weights read the same file, and check nothing
     beside = graph_beside(weights)
     if beside.is_file():
         try:
@@ -174,7 +239,7 @@ def find_graph(weights: Path) -> Path | None:
         if graphs and not (weights / WEIGHTS_FILE).is_file():
             return graphs[0]
         return None
-    if not weights.exists():
+    if not weights.is_file():
         raise WeightsError(f"no weights at {weights}; give a folder that training wrote, or an exported graph")
     if weights.suffix in (".onnx", ".xml"):
         return weights

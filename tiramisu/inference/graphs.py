@@ -1,12 +1,12 @@
 """Networks as graphs for OpenVINO and ONNX Runtime: uint8 images in, logits out, the classes' names inside."""
 
-import json
+import errno
 import logging
 import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from tiramisu.inference.openvino_engine import import_openvino, openvino_core
 from tiramisu.inference.torch_engine import images_to_float, network_card
 from tiramisu.models import SegmentationNetwork, load_network
 from tiramisu.weights import WEIGHTS_FILE
+from tiramisu.weights.checks import read_header
 
 ONNX_OPSET = 18
 
@@ -57,7 +58,20 @@ def write_openvino(network: SegmentationNetwork, path: Path) -> None:
     model.inputs[0].tensor.set_names({"images"})
     model.outputs[0].tensor.set_names({"logits"})
     model.set_rt_info(card.to_json(), [GRAPH_KEY])
-    ov.save_model(model, path)
+    save_openvino(model, path)
+
+
+def save_openvino(model: Any, path: Path) -> None:
+    """Save an OpenVINO model.
+
+    Raises:
+        OSError: it cannot be written, for example to a full disk.
+    """
+    try:
+        import_openvino().save_model(model, path)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise OSError(errno.EIO, f"OpenVINO could not write it ({reason})", str(path)) from error
 
 
 def trace(network: SegmentationNetwork, card: Card) -> Any:
@@ -96,11 +110,11 @@ def add_graph(folder: Path) -> Path:
     onnx = import_onnx()
     # PRESERVE: EVAL multiplies batch norms into convolutions, whose weights would then be others than in the file.
     model = build_onnx(load_network(folder), torch.onnx.TrainingMode.PRESERVE)
-    places = tensor_places(folder / WEIGHTS_FILE)
+    places = read_header(folder / WEIGHTS_FILE)
     casts = []
     for tensor in model.graph.initializer:
         place = places.get(tensor.name.removeprefix("network."))
-        if place is None:  # a number of the computation, no weight
+        if place is None or place.dtype not in ("F16", "F32"):  # a number of the computation, no weight
             continue
         name = tensor.name
         onnx.external_data_helper.set_external_data(tensor, WEIGHTS_FILE, place.offset, place.length)
@@ -115,30 +129,6 @@ def add_graph(folder: Path) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return path
-
-
-class Place(NamedTuple):
-    """Where a tensor lies in a file: type in safetensors' words, first byte, number of bytes."""
-
-    dtype: str
-    offset: int
-    length: int
-
-
-def tensor_places(file: Path) -> dict[str, Place]:
-    """Return where each tensor lies in a safetensors file (the format: length of the header, header in JSON, tensors).
-
-    Those of other types than float16 and float32 are left out.
-    """
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    places = {}
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] in ("F16", "F32"):
-            begin, end = entry["data_offsets"]
-            places[name] = Place(entry["dtype"], 8 + length + begin, end - begin)
-    return places
 
 
 def import_onnx() -> Any:
@@ -199,7 +189,6 @@ def write_int8(graph: Path, images: Iterable[UInt8Array], path: Path) -> None:
     """
     if not is_installed("nncf"):
         raise ConfigError("int8 needs a package that is not installed: pip install nncf")
-    ov = import_openvino()
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
@@ -222,4 +211,4 @@ def write_int8(graph: Path, images: Iterable[UInt8Array], path: Path) -> None:
         subset_size=len(calibration),
     )
     quantized.set_rt_info(card, [GRAPH_KEY])
-    ov.save_model(quantized, path)
+    save_openvino(quantized, path)

@@ -1,13 +1,13 @@
 """Running an exported graph in ONNX Runtime."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import onnxruntime
 
 from tiramisu.arrays import FloatArray, UInt8Array
 from tiramisu.errors import ConfigError, WeightsError
-from tiramisu.inference.engines import GRAPH_KEY, Card, Precision
+from tiramisu.inference.engines import GRAPH_KEY, Card, Precision, check_input, check_output
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 
@@ -39,6 +39,9 @@ class OnnxEngine:
             reason = str(error).strip().splitlines()[0]
             raise WeightsError(f"{graph} cannot be opened by ONNX Runtime ({reason}); export it again") from error
         self.card = Card.from_json(metadata.get(GRAPH_KEY, ""), graph)
+        (images, *_), (logits, *_) = self.session.get_inputs(), self.session.get_outputs()
+        check_input(self.card, _lengths(images.shape), graph)
+        check_output(self.card, _lengths(logits.shape), graph)
         used = self.session.get_providers()[0]
         where = next((name for name, provider in PROVIDERS.items() if provider == used), used)
         self.description = f"ONNX Runtime, {where}, float32"
@@ -50,3 +53,8 @@ class OnnxEngine:
     def sample(self, images: UInt8Array, passes: int) -> Generator[FloatArray, None, None]:
         """See `Engine`: there is no dropout in a graph."""
         raise ConfigError("mc-dropout needs dropout, which graphs do not have; take --engine torch")
+
+
+def _lengths(shape: Sequence[int | str | None]) -> list[int | None]:
+    """Return the lengths of a shape; open ones have names."""
+    return [length if isinstance(length, int) else None for length in shape]

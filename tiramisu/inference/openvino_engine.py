@@ -11,7 +11,7 @@ import numpy as np
 
 from tiramisu.arrays import FloatArray, UInt8Array
 from tiramisu.errors import ConfigError, WeightsError
-from tiramisu.inference.engines import GRAPH_KEY, Card, Precision
+from tiramisu.inference.engines import GRAPH_KEY, Card, Precision, check_input, check_output
 
 PRECISIONS = {"bf16": "bf16", "fp32": "f32"}
 
@@ -55,6 +55,8 @@ class OpenVinoEngine:
             if not model.has_rt_info(keys):
                 raise WeightsError(f"{graph} was not exported by tiramisu: it does not name its classes")
             self.card = Card.from_json(str(model.get_rt_info(keys).astype(str)), graph)
+            check_input(self.card, _lengths(model.inputs[0].get_partial_shape()), graph)
+            check_output(self.card, _lengths(model.outputs[0].get_partial_shape()), graph)
             # One image on all cores is as fast as several on some of them, in less memory.
             config = {"PERFORMANCE_HINT": "LATENCY"}
             if precision != "auto":
@@ -83,3 +85,10 @@ class OpenVinoEngine:
     def sample(self, images: UInt8Array, passes: int) -> Generator[FloatArray, None, None]:
         """See `Engine`: there is no dropout in a graph."""
         raise ConfigError("mc-dropout needs dropout, which graphs do not have; take --engine torch")
+
+
+def _lengths(shape: Any) -> list[int | None]:
+    """Return the lengths of a partial shape, none where they are open."""
+    if not shape.rank.is_static:
+        return [None] * 4
+    return [length.get_length() if length.is_static else None for length in shape]

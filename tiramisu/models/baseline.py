@@ -26,7 +26,7 @@ class SmpNetwork(SegmentationNetwork):
         mean: subtracted from the images, one value or one per channel; none: for RGB ImageNet's, which most pretrained
             encoders expect.
         std: the images are divided by it; likewise.
-        options: further arguments of the architecture.
+        options: further arguments of the architecture, but for `aux_params`: networks here have one output.
 
     Raises:
         ValueError: there is no such architecture or encoder.
@@ -47,6 +47,8 @@ class SmpNetwork(SegmentationNetwork):
         # Imported here: it loads timm and hundreds of encoders, which no FC-DenseNet needs.
         import segmentation_models_pytorch as smp
 
+        if "aux_params" in (options or {}):
+            raise ValueError("aux_params gives the network a second output, which is not supported")
         packaged = find_packaged_weights(encoder_name, encoder_weights, in_channels)
         try:
             self.model = smp.create_model(

@@ -1,9 +1,10 @@
 """What every segmentation network here has in common: its input contract, and saving and loading."""
 
+import errno
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,9 +20,11 @@ from tiramisu import __version__
 from tiramisu.errors import WeightsError
 from tiramisu.files import atomic_folder
 from tiramisu.labels import LabelSet
-from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, find_weights, read_config
+from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, find_weights, inspect_weights
+from tiramisu.weights.checks import NOT_OPTIONS
 
 MIN_SIZE = 32  # the five poolings of the paper leave one pixel of it
+MAX_GRID = 4096  # seven poolings more than the paper's; smaller images are padded to it
 
 MODEL_CARD = """\
 ---
@@ -133,7 +136,10 @@ class SegmentationNetwork(nn.Module, PyTorchModelHubMixin, model_card_template=M
         kwargs.setdefault("config", config)
         kwargs.setdefault("model_card_kwargs", {"architecture": type(self).__name__, "summary": self._summary()})
         with atomic_folder(Path(save_directory)) as staging:
-            pushed = super().save_pretrained(staging, **kwargs)
+            try:
+                pushed = super().save_pretrained(staging, **kwargs)
+            except safetensors.SafetensorError as error:  # its way to say that the disk is full
+                raise OSError(errno.EIO, str(error), str(Path(save_directory) / WEIGHTS_FILE)) from error
             # safetensors lets only the owner read its files; who serves the weights may be another user
             shutil.copymode(staging / CONFIG_FILE, staging / WEIGHTS_FILE)
         return pushed
@@ -158,11 +164,13 @@ class SegmentationNetwork(nn.Module, PyTorchModelHubMixin, model_card_template=M
             file = Path(model_id) / WEIGHTS_FILE
         else:
             file = Path(hf_hub_download(repo_id=model_id, filename=WEIGHTS_FILE, **hub))
+        inspected = inspect_weights(file.parent)
+        if "encoder_weights" in kwargs:
+            kwargs["encoder_weights"] = None  # all weights are in the file; none are fetched
         network = cls(**kwargs)
         load_weights_file(network, file, device=map_location, strict=strict)
-        config = config or {}
-        network.labels = LabelSet.from_dict(config["labels"]) if "labels" in config else None
-        network.protocol = config.get("protocol", {})
+        network.labels = inspected.labels
+        network.protocol = inspected.config.get("protocol", {})
         return network.eval()
 
 
@@ -210,12 +218,23 @@ def check_state(network: nn.Module, state: dict[str, Tensor], source: Path, stri
     Raises:
         WeightsError: it does not; the message names the first difference.
     """
-    own = network.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    differing = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    check_shapes(own, {name: tuple(value.shape) for name, value in state.items()}, source, strict)
+
+
+def check_shapes(
+    own: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[int]], source: Path, strict: bool = True
+) -> None:
+    """Check that tensors have the names and shapes of a network's.
+
+    Raises:
+        WeightsError: they have not; the message names the first difference.
+    """
+    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    differing = [name for name in own.keys() & given.keys() if tuple(own[name]) != tuple(given[name])]
     if differing:
         name = min(differing)
-        found, expected = tuple(state[name].shape), tuple(own[name].shape)
+        found, expected = tuple(given[name]), tuple(own[name])
         difference = f"{name} is {found} there and {expected} here ({len(differing)} tensors differ)"
     elif strict and (missing or unexpected):
         difference = f"{len(missing)} tensors are missing and {len(unexpected)} are unknown, "
@@ -236,14 +255,47 @@ def load_network(folder: str | Path) -> SegmentationNetwork:
         WeightsError: a file is missing or damaged, or the architecture is unknown.
     """
     folder = find_weights(folder)
-    config = read_config(folder)
+    inspected = inspect_weights(folder)
+    network = build_network(inspected.config, folder, {name: place.shape for name, place in inspected.places.items()})
+    load_weights_file(network, folder / WEIGHTS_FILE)
+    network.labels = inspected.labels
+    network.protocol = inspected.config.get("protocol", {})
+    return network.eval()
+
+
+def build_network(
+    config: Mapping[str, Any], folder: Path, shapes: Mapping[str, Sequence[int]] | None = None, **changes: Any
+) -> SegmentationNetwork:
+    """Build the network that a config.json describes.
+
+    Args:
+        config: its values.
+        folder: that it lies in, for messages.
+        shapes: of the tensors that the network must have; they are compared before memory is allocated.
+        changes: options that replace those of the configuration.
+
+    Raises:
+        WeightsError: the architecture is unknown, its options make no sense, or the tensors are others.
+    """
+    options = {name: value for name, value in config.items() if name not in NOT_OPTIONS} | changes
     try:
         architecture = SegmentationNetwork.architectures[config["architecture"]]
-        return architecture.from_pretrained(folder)
-    except (ValueError, TypeError, KeyError) as error:
+        if shapes is not None:
+            with torch.device("meta"):
+                planned = architecture(**options)
+            check_shapes({name: tuple(value.shape) for name, value in planned.state_dict().items()}, shapes,
+                         folder / WEIGHTS_FILE)  # fmt: skip
+        network = architecture(**options)
+    except NotImplementedError as error:  # an encoder that computes with its tensors while it is built
+        raise WeightsError(f"{folder / CONFIG_FILE}: its network cannot be planned: {error}") from error
+    except (ValueError, TypeError, KeyError, RuntimeError, MemoryError, AttributeError, IndexError) as error:
         known = ", ".join(sorted(SegmentationNetwork.architectures))
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{folder / CONFIG_FILE} does not describe one of {known}: {reason}") from error
+    if network.grid_size > MAX_GRID:
+        raise WeightsError(f"{folder / CONFIG_FILE} describes a network for images of at least {network.grid_size} "
+                           f"pixels; {MAX_GRID} is the limit")  # fmt: skip
+    return network
 
 
 def library_versions() -> dict[str, str]:

@@ -1,8 +1,10 @@
 """What happens beside training: seeding, history, pictures and the progress bar."""
 
+import contextlib
 import csv
 import io
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,13 @@ class PredictionPictures(L.Callback):
 
 class ProgressBar(TQDMProgressBar):
     """Lightning's progress bar with loss, learning rate and validation mIoU, and nothing else."""
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """End the bars, which would be drawn once more over what is printed next."""
+        for name in ("train_progress_bar", "val_progress_bar", "test_progress_bar"):
+            with contextlib.suppress(TypeError, AttributeError):  # there is none at this stage
+                getattr(self, name).close()
+        sys.stdout.flush()
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Return the metrics to show, under short names."""

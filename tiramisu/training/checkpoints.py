@@ -18,6 +18,12 @@ from tiramisu.training.task import SegmentationTask
 CHECKPOINT_FOLDER = "checkpoints"
 LAST_NAME, BEST_NAME = "last", "best"
 MONITORED = "val/mIoU"
+# Without any of these Lightning would fail, or go on without a word as if the run had just begun.
+PARTS = {
+    "state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
+    "epoch": int, "global_step": int,
+}  # fmt: skip
+PROGRESS = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.scheduler_progress")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -60,6 +66,10 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "loops" not in checkpoint:
         raise WeightsError(f"{path} is no training checkpoint; weights alone cannot be resumed, start from them with "
                            f"--model.init")  # fmt: skip
+    for key, kind in PARTS.items():
+        if not isinstance(checkpoint.get(key), kind):
+            problem = "is wrong" if key in checkpoint else "is missing"
+            raise WeightsError(f"{path} is damaged: its {key} {problem}; give another, such as best.ckpt beside it")
     return checkpoint
 
 
@@ -75,12 +85,62 @@ def check_resumable(path: Path, task: SegmentationTask, data: SegmentationDataMo
     if before != data.holdout:
         raise ConfigError(f"{path} was trained with --data.holdout {before or 'null'}, not {data.holdout or 'null'}; "
                           f"resume it with its own, or start anew without --resume")  # fmt: skip
-    check_state(task, checkpoint["state_dict"], path)
-    for state in checkpoint.get("optimizer_states", []):
-        kept = [len(group["params"]) for group in state["param_groups"]]
-        if kept != [len(group["params"]) for group in task.build_optimizer().param_groups]:
-            raise WeightsError(f"{path} was trained with other learning rates for its parts; resume it with the same "
-                               f"--model.lr_decay, or with its own options: --resume {path.parent.parent}")  # fmt: skip
+    state = checkpoint["state_dict"]
+    damaged = f"{path} is damaged: its {{}}; give another, such as best.ckpt beside it"
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(damaged.format("state_dict holds more than tensors"))
+    check_state(task, state, path)
+    if task.ema_decay and not {"averaging_state", "current_model_state"} <= checkpoint.keys():
+        raise WeightsError(f"{path} holds no moving average of the weights; resume it with --model.ema_decay 0, or "
+                           f"with its own options: --resume {path.parent.parent}")  # fmt: skip
+    optimizer = task.build_optimizer()
+    wanted = [[tuple(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+    try:
+        (kept,) = checkpoint["optimizer_states"]
+        lengths = [len(group["params"]) for group in kept["param_groups"]]
+        if lengths == [len(group) for group in wanted]:
+            _check_moments(kept, wanted)
+            optimizer.load_state_dict(kept)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError) as error:
+        raise WeightsError(damaged.format("optimizer_states do not fit the optimiser")) from error
+    if lengths != [len(group) for group in wanted]:
+        raise WeightsError(f"{path} was trained with other learning rates for its parts; resume it with the same "
+                           f"--model.lr_decay, or with its own options: --resume {path.parent.parent}")  # fmt: skip
+    schedules = checkpoint["lr_schedulers"]
+    if len(schedules) != 1 or not isinstance(schedules[0], dict) or "last_epoch" not in schedules[0]:
+        raise WeightsError(damaged.format("lr_schedulers do not hold the state of one schedule"))
+    loop = checkpoint["loops"].get("fit_loop")
+    if not isinstance(loop, dict) or not all(_is_progress(loop.get(part)) for part in PROGRESS):
+        raise WeightsError(damaged.format("loops do not tell how far training was"))
+    if not any(isinstance(value, dict) and "rows" in value for value in checkpoint["callbacks"].values()):
+        raise WeightsError(damaged.format("callbacks hold no history"))
+
+
+def _is_progress(values: Any) -> bool:
+    """Tell whether Lightning would find counters in a part of a loop's state; what it does not find begins at 0."""
+    if not isinstance(values, dict):
+        return False
+    return all(
+        isinstance(values.get(key), dict) and values[key] and all(type(count) is int for count in values[key].values())
+        for key in ("total", "current")
+    )
+
+
+def _check_moments(state: dict[str, Any], wanted: list[list[tuple[int, ...]]]) -> None:
+    """Check that what an optimiser keeps of each parameter has the parameter's shape.
+
+    Raises:
+        ValueError: it has not.
+    """
+    shapes = {
+        number: shape
+        for group, expected in zip(state["param_groups"], wanted, strict=True)
+        for number, shape in zip(group["params"], expected, strict=True)
+    }
+    for number, values in state["state"].items():
+        for value in values.values():
+            if isinstance(value, torch.Tensor) and value.ndim and tuple(value.shape) != shapes[number]:
+                raise ValueError(f"parameter {number} has the shape {shapes[number]}, its state {tuple(value.shape)}")
 
 
 def checkpoint_callbacks(run: Path) -> list[ModelCheckpoint]:

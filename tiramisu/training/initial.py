@@ -1,13 +1,12 @@
 """Starting from the weights of another training, perhaps for other classes."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tiramisu.errors import WeightsError
 from tiramisu.labels import LabelSet
-from tiramisu.models.network import SegmentationNetwork, check_state, read_weights_file
-from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, read_config
+from tiramisu.models.network import SegmentationNetwork, build_network, check_state, read_weights_file
+from tiramisu.weights import WEIGHTS_FILE, inspect_weights
 
 
 class Beginning(NamedTuple):
@@ -35,12 +34,10 @@ def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> 
     Raises:
         WeightsError: the weights are missing or damaged, or for images of other channels.
     """
-    config = read_config(folder)
+    config, described, _ = inspect_weights(folder)
     state = read_weights_file(folder / WEIGHTS_FILE)
-    described = config.get("labels")
-    known = described.get("names") if isinstance(described, dict) else None
-    protocol = config.get("protocol")
-    protocol = protocol if isinstance(protocol, dict) else {}
+    known = list(described.names) if described is not None else None
+    protocol = config.get("protocol", {})
     same_classes = known == list(labels.names)
     theirs = config.get("in_channels", 3)
     if theirs != network.in_channels:
@@ -48,7 +45,7 @@ def start_from(folder: Path, network: SegmentationNetwork, labels: LabelSet) -> 
                            f"{network.in_channels}; see --data.folder.in_channels")  # fmt: skip
     in_place = ""
     if not _fits(network, state, folder):
-        network = _network_like(config, folder, labels)
+        network = build_network(config, folder, num_classes=len(labels))
         in_place = ", in place of the network that is configured"
     prefix = classifier_name(network) + "."
     kept = state if same_classes else {name: value for name, value in state.items() if not name.startswith(prefix)}
@@ -79,12 +76,3 @@ def _fits(network: SegmentationNetwork, state: dict[str, Any], folder: Path) -> 
     except WeightsError:
         return False
     return True
-
-
-def _network_like(config: dict[str, Any], folder: Path, labels: LabelSet) -> SegmentationNetwork:
-    try:
-        build: Callable[..., SegmentationNetwork] = SegmentationNetwork.architectures[config["architecture"]]
-        options = {key: value for key, value in config.items() if key not in ("architecture", "protocol", "labels")}
-        return build(**{**options, "num_classes": len(labels)})
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / CONFIG_FILE} does not describe a network: {error}") from error

@@ -2,11 +2,12 @@
 
 import difflib
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiramisu.errors import WeightsError
+from tiramisu.labels import LabelSet
+from tiramisu.weights.checks import Place, check_config, check_values, read_config_file, read_header
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -28,14 +29,18 @@ def find_weights(name: str | Path) -> Path:
         name: a text may name shipped weights (./camvid is the folder of the same name); a `Path` is always a path.
 
     Raises:
-        WeightsError: there are none.
+        WeightsError: there are none, or the name is empty.
     """
+    if not str(name).strip():
+        raise WeightsError("the name of the weights is empty; give a folder that training wrote, or a name")
     shipped = shipped_weights()
     if isinstance(name, str) and ALIASES.get(name, name) in shipped:
         return shipped[ALIASES.get(name, name)]
     path = Path(name)
-    if path.exists():
+    if path.is_dir() or path.is_file():
         return path
+    if path.exists():
+        raise WeightsError(f"{path} is no regular file; give a folder that training wrote or an exported graph")
     known = [*shipped, *(alias for alias, meant in ALIASES.items() if meant in shipped)]
     remedy = f"shipped ones: {', '.join(known)}" if known else "python -m tiramisu.train makes some"
     if similar := difflib.get_close_matches(str(name).lower().replace("_", "-"), known, n=1):
@@ -53,14 +58,36 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise WeightsError(f"no weights in {folder}: it has no {name}; give a folder that training wrote, "
                                f"such as runs/quickstart/version_0/model")  # fmt: skip
-    file = folder / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{file} does not describe a network: {error}") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{file} does not describe a network")
-    return config
+    return read_config_file(folder / CONFIG_FILE)
+
+
+class Inspected(NamedTuple):
+    """What a folder of weights holds, found plausible before any of it is used.
+
+    Attributes:
+        config: architecture, its options, classes, protocol; without what would fetch other weights.
+        labels: the classes, where they are described.
+        places: of the tensors in the file.
+    """
+
+    config: dict[str, Any]
+    labels: LabelSet | None
+    places: dict[str, Place]
+
+
+def inspect_weights(folder: Path) -> Inspected:
+    """Read and check everything in a folder of weights but how its tensors fit together.
+
+    Raises:
+        WeightsError: the folder is none of weights, or what it holds makes no sense; see `tiramisu.weights.checks`.
+    """
+    config = read_config(folder)
+    if config.get("encoder_weights") is not None:  # all weights are here; none are fetched
+        config["encoder_weights"] = None
+    places = read_header(folder / WEIGHTS_FILE)
+    labels = check_config(config, folder / CONFIG_FILE, places)
+    check_values(folder / WEIGHTS_FILE, places)
+    return Inspected(config, labels, places)
 
 
 def content_hash(path: Path) -> str:
@@ -75,6 +102,8 @@ def content_hash(path: Path) -> str:
     if path.suffix == ".xml":
         files.append(path.with_suffix(".bin"))
     for file in files:
+        if file.exists() and not file.is_file():
+            raise WeightsError(f"{file} is no regular file")
         try:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
