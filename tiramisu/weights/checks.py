@@ -111,6 +111,8 @@ def read_header(file: Path) -> dict[str, Place]:
         raise WeightsError(f"{problem} ({error.strerror}); {remedy}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{problem} ({str(error) or type(error).__name__}); {remedy}") from error
+    if not places:
+        raise WeightsError(f"{file} holds no tensors; give a folder that training wrote")
     if len(places) > MAX_TENSORS:
         raise WeightsError(f"{file} holds {len(places):,} tensors; networks here have {MAX_TENSORS:,} at most")
     return places
@@ -122,8 +124,6 @@ def check_values(file: Path, places: Mapping[str, Place]) -> None:
     Raises:
         WeightsError: one is NaN or infinite, a variance is negative, or a deviation is not positive.
     """
-    if not places:
-        raise WeightsError(f"{file} holds no tensors; give a folder that training wrote")
     data = np.memmap(file, np.uint8, "r")
     for name, place in places.items():
         if place.dtype in INTEGERS:
