@@ -1,17 +1,24 @@
 """Decoding images of any kind into RGB, without trusting their names, sizes or contents."""
 
+import importlib.util
 import io
 import stat
+import struct
 import warnings
+import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-import tifffile
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tiramisu import tiff
 from tiramisu.arrays import UInt8Array
 from tiramisu.errors import ImageError
+from tiramisu.spool import SPOOLED_PIXELS, release, spooled, strip_rows
+from tiramisu.tiff import check_pixels
 
 DEFAULT_MAX_PIXELS = 400_000_000
 Image.init()
@@ -21,13 +28,24 @@ FORMATS = tuple(
     for name in ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "SGI", "TIFF", "WEBP")
     if name in Image.OPEN  # Pillow may be built without some
 )
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2")
+HEIF_REMEDY = "HEIC needs a package that is not installed: pip install pillow-heif"
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 # fmt: off
 SUFFIXES = frozenset((
     ".avif", ".bmp", ".dib", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".mpo", ".pcx", ".png",
     ".apng", ".pbm", ".pgm", ".ppm", ".pnm", ".sgi", ".rgb", ".tif", ".tiff", ".webp",
+    *(HEIF_SUFFIXES if HAS_HEIF else ()),
+))
+# Pictures that are not read; folders tell how many there were.
+UNREAD_SUFFIXES = frozenset((
+    ".3fr", ".ai", ".arw", ".cr2", ".cr3", ".dcm", ".dds", ".dng", ".emf", ".eps", ".erf", ".exr", ".fits", ".hdr",
+    ".icns", ".ico", ".iiq", ".jxl", ".jxr", ".mrw", ".nef", ".nrw", ".orf", ".pdf", ".pef", ".pfm", ".psd", ".raf",
+    ".raw", ".rw2", ".srw", ".svg", ".tga", ".wmf", ".xbm", ".xcf", ".xpm",
+    *(() if HAS_HEIF else HEIF_SUFFIXES),
 ))
 # fmt: on
-STRIP_ROWS = 1024
 Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, at every open, and may be set by the user
 
 
@@ -48,11 +66,12 @@ def decode_image(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     name: str | Path | None = None,
     channels: int = 3,
+    spool: Path | None = None,
 ) -> DecodedImage:
     """Decode an image as RGB of 8 bits, or with another number of channels.
 
-    The EXIF orientation is applied. Transparent images are laid over white, 16 bits are scaled to 8, of several pages
-    or frames the first is taken.
+    The EXIF orientation is applied. Transparent images are laid over white, 16 bits are scaled to 8 (of TIFF files
+    `tiramisu.tiff.read_picture` tells how), of several pages or frames the first is taken.
 
     Args:
         source: a file, or its contents.
@@ -60,6 +79,7 @@ def decode_image(
         name: what error messages call it; default: the path.
         channels: 3 for RGB; 1 for grey; any other number for images that have as many, such as TIFF of satellites,
             whose channels are taken as they are.
+        spool: folder for the pixels of very large images, which are then read from a temporary file.
 
     Raises:
         ImageError: it is no image, damaged, empty or too large, or has other channels; the message has the name and
@@ -70,23 +90,25 @@ def decode_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of damaged metadata; the pixels decide
             file = _file(source)
-            if channels not in (1, 3) and _is_tiff(file):  # Pillow knows four channels at most
-                return DecodedImage(_read_tiff(file, channels, max_pixels), "")
-            with Image.open(file, formats=FORMATS) as image:
-                _check_size(image, max_pixels)
+            if tiff.is_tiff(file) and (channels not in (1, 3) or tiff.is_deep(file) or not _is_known(file)):
+                return _decode_tiff(file, channels, max_pixels)
+            with _open(file, max_pixels) as image:
+                check_pixels(image.width, image.height, max_pixels)
                 pages = getattr(image, "n_frames", 1)
-                image.load()
-                upright = _turn_upright(image)
-                pixels, note = _to_rgb(upright) if channels in (1, 3) else (_to_bands(upright, channels), "")
+                if channels == 3 and image.width * image.height > SPOOLED_PIXELS and spool is not None:
+                    pixels, note = _decode_large(file, image, spool)
+                else:
+                    image.load()
+                    upright = _turn_upright(image)
+                    if channels in (1, 3):
+                        pixels, note = _sixteen_bits(file, image, upright) or _to_rgb(upright)
+                    else:
+                        pixels, note = _to_bands(upright, channels), ""
                 if channels == 1:
                     pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        found = _tiff_channels(source)
-        if found not in (0, channels):
-            raise ImageError(f"{name}: a TIFF of {found} channels; networks for that are trained with in_channels "
-                             f"{found}") from error  # fmt: skip
         raise ImageError(f"{name}: not an image that can be read here, or too damaged to tell") from error
     except MemoryError as error:
         raise ImageError(f"{name}: too large for the memory of this machine; set a lower pixel limit") from error
@@ -106,10 +128,159 @@ def count_pixels(path: Path) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(_file(path), formats=FORMATS) as image:
+            file = _file(path)
+            if tiff.is_tiff(file):
+                width, height = tiff.tiff_size(file)
+                return width * height
+            with _open(file) as image:
                 return image.width * image.height
     except Exception:  # decoding will say what is wrong
         return 0
+
+
+def _open(file: Path | io.BytesIO, max_pixels: int = DEFAULT_MAX_PIXELS) -> Any:
+    """Open an image in Pillow; HEIC through pillow-heif, which is not registered for the whole process."""
+    if _is_heif(file):
+        if not HAS_HEIF:
+            raise ImageError(HEIF_REMEDY)
+        import pillow_heif
+
+        heif = pillow_heif.open_heif(file, convert_hdr_to_8bit=True)
+        width, height = heif.size
+        check_pixels(width, height, max_pixels)  # it is decoded at once
+        return heif.to_pillow()
+    return Image.open(file, formats=FORMATS)
+
+
+def _is_heif(file: Path | io.BytesIO) -> bool:
+    head = _head(file, 64)
+    # AVIF may be of the brand mif1, too: then it names avif among the compatible ones, and Pillow reads it.
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS and b"avif" not in head
+
+
+def _head(file: Path | io.BytesIO, length: int) -> bytes:
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            return stream.read(length)
+    return file.getbuffer()[:length].tobytes()
+
+
+def _is_known(file: Path | io.BytesIO) -> bool:
+    """Tell whether Pillow reads a file."""
+    try:
+        opened = Image.open(file, formats=FORMATS)
+        if isinstance(file, Path):
+            opened.close()  # which would close bytes in memory, too
+    except UnidentifiedImageError:
+        return False
+    return True
+
+
+def _decode_tiff(file: Path | io.BytesIO, channels: int, max_pixels: int) -> DecodedImage:
+    if channels not in (1, 3):
+        return DecodedImage(tiff.read_bands(file, channels, max_pixels), "")
+    check_pixels(*tiff.tiff_size(file), max_pixels)
+    picture = tiff.read_picture(file)
+    pixels = turn(picture.pixels, picture.orientation)
+    if channels == 1:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    notes = [f"first of {picture.pages} pages"] if picture.pages > 1 else []
+    return DecodedImage(np.ascontiguousarray(pixels), "; ".join([*notes, *filter(None, [picture.note])]))
+
+
+def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Return an image (H, W, ...) upright, as a view.
+
+    Args:
+        pixels: as they are stored.
+        orientation: of EXIF, 1 to 8; others turn nothing.
+    """
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _decode_large(file: Path | io.BytesIO, image: Image.Image, spool: Path) -> tuple[UInt8Array, str]:
+    """Decode an image into a temporary file.
+
+    Pillow keeps four bytes a pixel; JPEG and PNG are decoded by OpenCV into three.
+    """
+    orientation = _orientation(image)
+    plain = image.mode in ("L", "RGB", "P") and "transparency" not in image.info
+    decoded: NDArray[Any] | None = None
+    if plain and image.format in ("JPEG", "PNG", "MPO") and isinstance(file, Path):
+        _check_complete(file, str(image.format))
+        decoded = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    pixels = spooled((image.height, image.width, 3), np.uint8, spool)
+    note = ""
+    if decoded is not None and decoded.shape == pixels.shape:
+        for top in range(0, image.height, rows := strip_rows(image.width)):
+            pixels[top : top + rows] = decoded[top : top + rows]
+    else:
+        image.load()
+        _, note = _to_rgb(image, pixels)
+    release(pixels)
+    return turn(pixels, orientation), note
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged EXIF: the pixels are as good as they were
+        return 1
+
+
+def _check_complete(file: Path, kind: str) -> None:
+    """Refuse a JPEG without its end, and a PNG with a damaged part: OpenCV fills in what is missing without a word.
+
+    Raises:
+        ImageError: it is such a file.
+    """
+    with file.open("rb") as stream:
+        if kind != "PNG":
+            stream.seek(max(0, file.stat().st_size - (1 << 16)))
+            if b"\xff\xd9" not in stream.read():
+                raise ImageError("a truncated JPEG: its end is missing")
+            return
+        stream.seek(8)
+        while True:
+            header = stream.read(8)
+            if len(header) < 8:
+                raise ImageError("a truncated PNG: its end is missing")
+            length, name = struct.unpack(">I4s", header)
+            check = zlib.crc32(name)
+            while length:
+                part = stream.read(min(length, 1 << 20))
+                if not part:
+                    raise ImageError("a truncated PNG")
+                check, length = zlib.crc32(part, check), length - len(part)
+            if stream.read(4) != struct.pack(">I", check):
+                raise ImageError(f"a damaged PNG: the checksum of its part {name.decode('latin-1')} is wrong")
+            if name == b"IEND":
+                return
+
+
+def _sixteen_bits(file: Path | io.BytesIO, image: Image.Image, upright: Image.Image) -> tuple[UInt8Array, str] | None:
+    """Read a PNG of 16 bits with a transparent colour, which Pillow compares in 8 bits or not at all; else nothing."""
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or _head(file, 25)[24:] != b"\x10" or not isinstance(clear, int | tuple):
+        return None
+    if isinstance(clear, int):
+        values = np.asarray(image, np.uint16)[..., None]
+    else:
+        data = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if found is None or found.dtype != np.uint16 or found.ndim != 3:
+            return None
+        values = found[..., 2::-1]
+    hidden = (values == np.array(clear, np.uint16)).all(2)
+    pixels = np.repeat(np.rint(values / 257).astype(np.uint8), 3 // values.shape[2], axis=2)
+    pixels[hidden] = 255
+    return np.ascontiguousarray(turn(pixels, _orientation(image))), ""
 
 
 def _file(source: Path | bytes) -> Path | io.BytesIO:
@@ -125,67 +296,11 @@ def _file(source: Path | bytes) -> Path | io.BytesIO:
     return source if isinstance(source, Path) else io.BytesIO(source)
 
 
-def _is_tiff(file: Path | io.BytesIO) -> bool:
-    if isinstance(file, Path):
-        with file.open("rb") as stream:
-            start = stream.read(4)
-    else:
-        start = file.getbuffer()[:4].tobytes()
-    return start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def _tiff_channels(source: Path | bytes) -> int:
-    """Return the channels of a TIFF that has more than Pillow can read; 0 where it is none."""
-    try:
-        file = _file(source)
-        if not _is_tiff(file):
-            return 0
-        with tifffile.TiffFile(file) as tiff:
-            shape = tiff.series[0].shape
-            return min(shape) if len(shape) == 3 else 0
-    except Exception:  # it is too damaged to tell
-        return 0
-
-
-def _read_tiff(file: Path | io.BytesIO, channels: int, max_pixels: int) -> UInt8Array:
-    """Read the first picture of a TIFF with any number of channels, as bytes."""
-    with tifffile.TiffFile(file) as tiff:
-        series = tiff.series[0]
-        shape = series.shape
-        # Channels last or first; pages of one channel each are channels too.
-        axis = next((axis for axis in (2, 0) if len(shape) == 3 and shape[axis] == channels), None)
-        if axis is None:
-            found = min(shape) if len(shape) == 3 else 1
-            raise ImageError(f"it has {found} channels, not {channels}")
-        height, width = shape[:2] if axis == 2 else shape[1:]
-        _check_pixels(width, height, max_pixels)
-        values = np.moveaxis(series.asarray(), axis, 2)
-    if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
-    if values.dtype == np.uint16:
-        return (values // 257).astype(np.uint8)
-    if np.issubdtype(values.dtype, np.floating) and values.size and values.min() >= 0 and values.max() <= 1:
-        return (values * 255).round().astype(np.uint8)
-    raise ImageError(f"its values are {values.dtype}; save them as 8 or 16 bits, or as numbers from 0 to 1")
-
-
 def _to_bands(image: Image.Image, channels: int) -> UInt8Array:
     bands = image.getbands()
     if len(bands) != channels or image.mode.startswith(("I", "F")):
         raise ImageError(f"it has {len(bands)} channels ({''.join(bands)}), not {channels}")
     return np.asarray(image)
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    _check_pixels(image.width, image.height, max_pixels)
-
-
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        size = f"{width} x {height}"
-        raise ImageError(f"{size} pixels are more than the limit of {max_pixels:,}; raise the limit to read it")
-    if not width or not height:
-        raise ImageError("it has no pixels")
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
@@ -195,7 +310,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> tuple[UInt8Array, str]:
+def _to_rgb(image: Image.Image, pixels: UInt8Array | None = None) -> tuple[UInt8Array, str]:
     """Convert strip by strip, so that a large image is not held several times over."""
     note, span = "", (0.0, 255.0)
     if image.mode.startswith("I;16"):
@@ -205,17 +320,18 @@ def _to_rgb(image: Image.Image) -> tuple[UInt8Array, str]:
         assert isinstance(low, int | float)
         assert isinstance(high, int | float)
         span, note = _span(float(low), float(high), image.mode)
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, STRIP_ROWS):
+    if pixels is None:
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows := strip_rows(image.width)):
         strip = image
-        if image.height > STRIP_ROWS:
-            strip = image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height)))
+        if image.height > rows:
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         if strip.mode.startswith(("I", "F")):
             values = np.nan_to_num(np.asarray(strip, np.float32))
             scaled = (values - span[0]) * (255 / max(span[1] - span[0], 1e-12))
-            pixels[top : top + STRIP_ROWS] = np.clip(scaled, 0, 255).round().astype(np.uint8)[..., None]
+            pixels[top : top + rows] = np.clip(scaled, 0, 255).round().astype(np.uint8)[..., None]
         else:
-            pixels[top : top + STRIP_ROWS] = np.asarray(_flatten(strip))
+            pixels[top : top + rows] = np.asarray(_flatten(strip))
     return pixels, note
 
 
