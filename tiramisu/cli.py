@@ -3,6 +3,7 @@
 import argparse
 import functools
 import logging
+import os
 import re
 import sys
 import warnings
@@ -147,6 +148,10 @@ def shipped_config(name: str) -> Path:
 
 def hide_library_noise() -> None:
     """Silence what libraries say that is no use to the user of a command."""
+    # Of damaged videos, whose results tell it in one line; read when OpenCV opens its first video.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # likewise of images
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)  # advertisements, and devices that are not there
     # Compiling for the CPU on a machine with CUDA's compiler, but without a GPU.

@@ -18,6 +18,7 @@ from tiramisu.errors import ConfigError
 
 MIB = 2**20
 TEXT_LIMIT = 256 * MIB  # lists of files, CSV files
+FOREIGN = "already exists and was not written by tiramisu; choose another --output"
 NAME_BYTES = 240  # of 255 that file systems take: suffixes such as .png come on top
 
 
@@ -79,7 +80,7 @@ def refuse_foreign(file: Path, mark: bytes) -> None:
     if not os.path.lexists(file):
         return
     if not file.is_file() or mark not in file.read_bytes():
-        raise ConfigError(f"{file} already exists and was not written by tiramisu; choose another --output")
+        raise ConfigError(f"{file} {FOREIGN}")
 
 
 def file_digest(file: Path) -> str:
@@ -98,13 +99,10 @@ def shorten(name: str) -> str:
 
 
 def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
-    """Return the names, numbered where they would be the same in a file system that ignores case.
-
-    Names that are too long for a file system are shortened.
-    """
+    """Return the names, numbered where they would be the same in a file system that ignores case."""
     used = {name.casefold() for name in taken}
     result = []
-    for name in map(shorten, names):
+    for name in names:
         candidate, number = name, 1
         while candidate.casefold() in used:
             number += 1

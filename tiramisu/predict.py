@@ -18,9 +18,10 @@ from tiramisu import __version__
 from tiramisu.cli import YES_NO, command, hide_library_noise, underscored, with_flags, with_lists
 from tiramisu.errors import ConfigError, TiramisuError
 from tiramisu.images import DEFAULT_MAX_PIXELS
+from tiramisu.inference.annotations import TOLERANCE
 from tiramisu.inference.engines import EngineName, Precision, is_installed, open_engine
 from tiramisu.inference.folder import FolderRun, Progress, Stop
-from tiramisu.inference.inputs import find_inputs
+from tiramisu.inference.inputs import Entry, find_inputs
 from tiramisu.inference.journal import Journal
 from tiramisu.inference.outputs import RESERVED, AnnotationKind, OutputFolder, OverlayKind, Wanted
 from tiramisu.inference.segmenter import PASSES, Options, Segmenter, TestTimeAugmentation, Uncertainty
@@ -29,6 +30,7 @@ from tiramisu.weights import content_hash, default_weights, find_weights, read_c
 SOME_FAILED = 3
 GPU_BATCH = 8
 SHOWN_FAILURES = 5
+MAX_TOLERANCE = 100
 
 
 @dataclasses.dataclass
@@ -49,7 +51,9 @@ class Settings:
         fit: images much larger than those of training are made as small as these for the network, and the masks
             enlarged, where training saw whole views of a camera, as CamVid's are; --fit false takes images as they are.
         probabilities: writes probabilities/, a float16 array (classes, height, width) an image.
-        annotations: files for labelling tools.
+        annotations: files for labelling tools: coco, coco-panoptic, labelme, label-studio.
+        tolerance: how far the borders of labelme's polygons may move, in pixels, so that there are fewer points to
+            edit; 0 keeps every corner.
         overwrite: do everything again, also what is done.
         batch_size: images of the same size computed together (default: 8 on a GPU, else 1).
         max_pixels: an image with more is refused.
@@ -69,6 +73,7 @@ class Settings:
     fit: bool = True
     probabilities: bool = False
     annotations: tuple[AnnotationKind, ...] = ()
+    tolerance: float = TOLERANCE
     overwrite: bool = False
     batch_size: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -78,6 +83,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
             raise ConfigError(f"--opacity {self.opacity} must be between 0 and 1")
+        if not 0 <= self.tolerance <= MAX_TOLERANCE:
+            raise ConfigError(f"--tolerance {self.tolerance} must be between 0 and {MAX_TOLERANCE} pixels")
         if self.passes < 2 or self.max_pixels < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise ConfigError("--passes must be at least 2, --batch_size and --max_pixels at least 1")
 
@@ -110,7 +117,8 @@ class Settings:
     def wanted(self) -> Wanted:
         """Return those for the output folder."""
         uncertain = self.uncertainty != "none"
-        return Wanted(self.overlay, self.opacity, self.probabilities, uncertain, tuple(self.annotations))
+        kinds = tuple(self.annotations)
+        return Wanted(self.overlay, self.opacity, self.probabilities, uncertain, kinds, self.tolerance)
 
 
 def predict(inputs: Sequence[str], output: str, settings: Settings) -> None:
@@ -161,17 +169,19 @@ def segment_here(
     """Segment on this machine; return how many images came to which end, and how many there are."""
     root = Path(output)
     total = count_entries(find_inputs(inputs, root, RESERVED), inputs)
-    with Journal(root, settings.made_with(weights), settings.overwrite) as journal:
+    with Journal(root, settings.made_with(weights), settings.overwrite, settings.wanted.tables) as journal:
         segmenter = Segmenter.load(weights, settings.device, settings.actual_engine, settings.precision)
         folder = OutputFolder(root, segmenter.labels, settings.wanted)
         batch_size = settings.batch_size or (GPU_BATCH if "cuda" in segmenter.engine.description else 1)
+        bars = Bars(total)
         run = FolderRun(
-            segmenter, folder, journal, settings.options, batch_size, settings.max_pixels, stop.asked, settings.made
-        )
+            segmenter, folder, journal, settings.options, batch_size, settings.max_pixels, stop.asked, settings.made,
+            bars.on_frame,
+        )  # fmt: skip
         facts = {"engine": segmenter.engine.description, "protocol": segmenter.engine.card.protocol}
         facts |= {"weights": str(weights), "options": settings.to_dict()}
         results = run.run(find_inputs(inputs, root, RESERVED))
-        return follow(results, total, folder, journal, facts), total
+        return follow(results, bars, folder, journal, facts), total
 
 
 def segment_on_cluster(
@@ -195,13 +205,13 @@ def segment_on_cluster(
         settings.made,
     )
     labels = open_engine(weights, settings.actual_engine, settings.device, settings.precision).card.labels
-    with cluster.results_folder(output) as root:
+    with cluster.results_folder(output, settings.wanted.tables) as root:
         folder = OutputFolder(root, labels, settings.wanted)
-        with Journal(root, settings.made_with(weights), settings.overwrite) as journal:
+        with Journal(root, settings.made_with(weights), settings.overwrite, settings.wanted.tables) as journal:
             entries = cluster.find_entries(inputs, output, RESERVED)
             results = cluster.run_on_cluster(work, entries, folder, journal, settings.ray_address)
             facts = {"engine": f"Ray, {settings.engine}", "weights": str(weights), "options": settings.to_dict()}
-            return follow(until_stopped(results, stop), total, folder, journal, facts), total
+            return follow(until_stopped(results, stop), Bars(total), folder, journal, facts), total
 
 
 def count_entries(entries: Iterable[object], inputs: Sequence[str]) -> int:
@@ -225,55 +235,78 @@ def until_stopped(results: Iterator[Progress], stop: Stop) -> Iterator[Progress]
                 return
 
 
+class Bars:
+    """The progress bars of a run: one of the images, below it one of the frames of a video.
+
+    Args:
+        total: number of images and videos.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.frames: tqdm[Any] | None = None
+
+    def on_frame(self, entry: Entry, done: int, total: int) -> None:
+        """Show how many frames of a video are done, of as many as it claims to have."""
+        if self.frames is None:
+            name = entry.path.name
+            self.frames = tqdm(total=total or None, desc=name, unit="frame", mininterval=0.5, leave=False, position=1)
+        self.frames.update(done - self.frames.n)
+
+    def show(self, results: Iterator[Progress]) -> Iterator[Progress]:
+        """Show a progress bar, and the first failures above it."""
+        shown, left = 0, self.total
+        with tqdm(total=self.total, unit="image", mininterval=0.5, smoothing=0.05) as bar:
+            for progress in results:
+                if self.frames is not None:
+                    self.frames.close()
+                    self.frames = None
+                if progress.state in ("skipped", "unread"):
+                    left -= 1
+                    bar.total = left  # the rate is that of real work
+                else:
+                    bar.update()
+                if progress.state == "failed":
+                    shown += 1
+                    if shown <= SHOWN_FAILURES:
+                        bar.write(f"failed: {progress.reason}", file=sys.stderr)
+                    elif shown == SHOWN_FAILURES + 1:
+                        bar.write("more failures are listed in failures.csv only", file=sys.stderr)
+                yield progress
+
+
 def follow(
-    results: Iterator[Progress], total: int, folder: OutputFolder, journal: Journal, facts: dict[str, Any]
+    results: Iterator[Progress], bars: Bars, folder: OutputFolder, journal: Journal, facts: dict[str, Any]
 ) -> Counter[str]:
     """Count results as they come, and write the tables in the end, whatever it is.
 
     Raises:
         TiramisuError: the disk is full.
     """
-    folder.begin()
     started = time.perf_counter()
     counts: Counter[str] = Counter()
 
     def finish() -> None:
-        folder.write_tables(journal, summarize(facts, folder, counts, total, time.perf_counter() - started))
+        folder.write_tables(journal, summarize(facts, folder, counts, bars.total, time.perf_counter() - started))
 
     try:
-        for progress in show(results, total):
-            counts[progress.state] += 1
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            finish()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "free some space and run the same command again to go on"
+        folder.begin()
+        try:
+            for progress in bars.show(results):
+                counts[progress.state] += 1
+        except BaseException:
+            with contextlib.suppress(OSError, TiramisuError):
+                finish()
+            raise
+        finish()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space and run the same command again to resume"
             raise TiramisuError(f"the disk of {folder.root} is full after {counts['done']} images; {remedy}") from error
         raise
-    else:
-        finish()
     finally:
         folder.end()
     return counts
-
-
-def show(results: Iterator[Progress], total: int) -> Iterator[Progress]:
-    """Show a progress bar, and the first failures above it."""
-    shown = 0
-    with tqdm(total=total, unit="image", mininterval=0.5, smoothing=0.05) as bar:
-        for progress in results:
-            if progress.state == "skipped":
-                total -= 1
-                bar.total = total  # the rate is that of real work
-            else:
-                bar.update()
-            if progress.state == "failed":
-                shown += 1
-                if shown <= SHOWN_FAILURES:
-                    bar.write(f"failed: {progress.reason}", file=sys.stderr)
-                elif shown == SHOWN_FAILURES + 1:
-                    bar.write("more failures are listed in failures.csv only", file=sys.stderr)
-            yield progress
 
 
 def summarize(
@@ -285,6 +318,7 @@ def summarize(
         "done": counts["done"],
         "skipped": counts["skipped"],
         "failed": counts["failed"],
+        "not_read": counts["unread"],
         "seconds": round(seconds, 2),
         "images_per_second": round(counts["done"] / max(seconds, 1e-6), 3),
         "classes": list(folder.labels.names),
@@ -300,11 +334,13 @@ def report(counts: Counter[str], total: int, output: str, seconds: float, signal
     parts = [f"{done} segmented in {seconds:.1f} s"]
     parts += [f"{skipped} were done already"] if skipped else []
     parts += [f"{failed} failed (see {output}/failures.csv)"] if failed else []
-    missing = total - done - skipped - failed
+    unread = counts["unread"]
+    parts += [f"{unread} of kinds that are not read (see {output}/failures.csv)"] if unread else []
+    missing = total - done - skipped - failed - unread
     again = ", without --overwrite" if overwrite else ""
     if signal:
         print(
-            f"Interrupted with {missing} of {total} to go: {', '.join(parts)}. Run it again to go on{again}.",
+            f"Interrupted with {missing} of {total} to go: {', '.join(parts)}. Run it again to resume{again}.",
             file=sys.stderr,
         )
         raise SystemExit(128 + signal)

@@ -4,10 +4,10 @@ import base64
 import functools
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as run_lengths
@@ -96,20 +96,30 @@ def _shapes(path: Path, document: Any = None) -> list[dict[str, Any]]:
 
 
 def _draw(mask: UInt8Array, kind: str, points: np.ndarray, index: int) -> None:
+    """Draw a shape: the pixels whose centres lie inside, as LabelMe itself has it. The corner of the image is (0, 0)."""
     if not np.isfinite(points).all():
         raise ValueError("points are not numbers")
-    fixed = (np.clip(points, -LARGEST, LARGEST) * 16).round().astype(np.int32)
+    points = np.clip(points, -LARGEST, LARGEST)
     if kind == "polygon" and len(points) >= 3:
-        cv2.fillPoly(mask, [fixed], index, cv2.LINE_8, 4)
+        _fill(mask, points, index)
     elif kind == "rectangle" and len(points) == 2:
-        (left, top), (right, bottom) = fixed
-        corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-        cv2.fillPoly(mask, [corners], index, cv2.LINE_8, 4)
+        (left, top), (right, bottom) = points
+        _fill(mask, np.array([(left, top), (right, top), (right, bottom), (left, bottom)]), index)
     elif kind == "circle" and len(points) == 2:
-        radius = int(min(np.hypot(*(points[1] - points[0])), LARGEST) * 16)
-        cv2.circle(mask, (int(fixed[0][0]), int(fixed[0][1])), radius, index, -1, cv2.LINE_8, 4)
+        (x, y), radius = points[0], min(float(np.hypot(*(points[1] - points[0]))), LARGEST)
+        top, left = (max(0, math.floor(middle - radius)) for middle in (y, x))
+        part = mask[top : max(0, math.ceil(y + radius)), left : max(0, math.ceil(x + radius))]
+        down, right = np.ogrid[: part.shape[0], : part.shape[1]]
+        part[(down + top + 0.5 - y) ** 2 + (right + left + 0.5 - x) ** 2 <= radius**2] = index
     elif kind not in ("line", "linestrip", "point", "points"):  # these have no area
         raise ValueError(f"a {kind} of {len(points)} points")
+
+
+def _fill(mask: UInt8Array, points: np.ndarray, index: int) -> None:
+    from rasterio import features  # imported here: only LabelMe's files need it
+
+    ring = [*map(tuple, points.tolist()), tuple(points[0].tolist())]
+    features.rasterize([({"type": "Polygon", "coordinates": [ring]}, index)], out=mask)
 
 
 def _paste(mask: UInt8Array, encoded: str, corner: np.ndarray, index: int) -> None:

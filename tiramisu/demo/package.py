@@ -1,6 +1,5 @@
 """What a visitor takes home: the results as `tiramisu.predict` would write them, in one ZIP file."""
 
-import csv
 import io
 import re
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from tiramisu.demo.gallery import Gallery, Result
 from tiramisu.demo.limits import MIB
-from tiramisu.files import distinct
+from tiramisu.files import CsvWriter, distinct
 from tiramisu.inference.folder import blank_record, write_image
 from tiramisu.inference.inputs import Entry
 from tiramisu.inference.journal import FILE, Journal
@@ -42,14 +41,14 @@ def write_package(
     output = OutputFolder(root, labels, wanted)
     names = unique_names([result.picture.name for result in results])
     try:
-        with Journal(root, {}) as journal:
+        with Journal(root, {}, tables=wanted.tables) as journal:
             output.begin()
             for result, name in zip(results, names, strict=True):
                 if result.error:
                     continue
                 # The photo goes along, which is where LabelMe will look for it; masks have names of the same kind.
                 file_name = f"images/{name}{Path(result.picture.name).suffix.lower()}"
-                record = blank_record(output, Entry(root / file_name, name), "")
+                record = blank_record(output, Entry(root / file_name, name, file_name), "")
                 done = write_image(output, record, gallery.decode(result.picture), result.segmentation(labels))
                 journal.write(done._replace(source=file_name))
             output.write_tables(journal, {"images": len(good), "failed": len(results) - len(good)})
@@ -79,7 +78,7 @@ def relabelling_list(results: Sequence[Result], verdicts: Mapping[str, str]) -> 
     waiting = [result for result in results if not result.error and verdicts.get(result.picture.key) != "good"]
     waiting.sort(key=lambda result: (verdicts.get(result.picture.key) != "wrong", -doubt(result)))
     table = io.StringIO()
-    writer = csv.writer(table)
+    writer = CsvWriter(table)
     writer.writerow(["image", "verdict", "uncertainty"])
     for result in waiting:
         writer.writerow([result.picture.name, verdicts.get(result.picture.key, ""), f"{doubt(result):.6f}"])
@@ -98,6 +97,6 @@ def unique_names(files: Sequence[str]) -> list[str]:
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = CsvWriter(file)
         writer.writerow(header)
         writer.writerows(rows)

@@ -1,6 +1,5 @@
 """A corrected copy of a data set, in the plainest layout; the original stays as it is."""
 
-import csv
 import shutil
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from tiramisu.data.source import read_image
 from tiramisu.doctor.checks import why_unusable
 from tiramisu.doctor.survey import Fact, Survey
 from tiramisu.errors import ConfigError
-from tiramisu.files import atomic_path, distinct
+from tiramisu.files import CsvWriter, atomic_path, distinct
 from tiramisu.visualize import save_mask
 
 
@@ -68,7 +67,7 @@ def write_fixed(survey: Survey, target: Path) -> list[Change]:
         changes.append(_copy(survey.index, fact, name, target))
     write_classes(target / "classes.yaml", survey.index.classes.labels)
     with atomic_path(target / "changes.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = CsvWriter(file)
         writer.writerow(Change._fields)
         writer.writerows(changes)
     return changes

@@ -1,41 +1,109 @@
-"""Masks in the formats of labelling tools: COCO run lengths, COCO panoptic, LabelMe polygons."""
+"""Masks in the formats of labelling tools: COCO, COCO panoptic, LabelMe polygons, Label Studio."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.sax.saxutils import quoteattr
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from tiramisu.arrays import UInt8Array
 from tiramisu.labels import LabelSet
+from tiramisu.spool import release, strip_rows
+
+TOLERANCE = 1.0  # pixels
+VOID_LABEL = "__ignore__"  # LabelMe's own name for void
+# Label Studio's run lengths (thi.ng/rle-pack): bits that a run's length takes, and bits of a value.
+RUN_BITS, VALUE_BITS = (3, 4, 8, 16), 8
+CHANNELS, OPAQUE = 4, 255  # it encodes RGBA
+FROM_NAME, TO_NAME = "label", "image"  # of its labelling configuration
 
 
 class Labelled(NamedTuple):
-    """An image of a COCO file: its file, the name of its results, height, width, segments (see `encode_segments`)."""
+    """An image of an annotation file: its file, the name of its results, height, width, regions (`encode_regions`)."""
 
     file_name: str
     name: str
     height: int
     width: int
-    segments: dict[str, str]
+    regions: Sequence[tuple[int, str]]
 
 
-def encode_segments(mask: UInt8Array, labels: LabelSet) -> dict[str, str]:
-    """Return COCO's compressed run lengths of every class in a mask, by class name."""
-    result = {}
-    for index, name in enumerate(labels.names):
-        region = mask == index
-        if region.any():
-            encoded = coco_mask.encode(np.asfortranarray(region, np.uint8))
-            result[name] = encoded["counts"].decode("ascii")
-    return result
+class Runs(NamedTuple):
+    """Vertical runs of equal values in a mask, column by column, each column covered completely.
+
+    Attributes:
+        column: of each run.
+        top: its first row.
+        bottom: the row after its last.
+        value: of its pixels.
+    """
+
+    column: NDArray[np.int64]
+    top: NDArray[np.int64]
+    bottom: NDArray[np.int64]
+    value: UInt8Array
+
+
+def find_runs(mask: UInt8Array) -> Runs:
+    """Return the vertical runs of a mask (H, W), in memory that grows with their number and not with the mask."""
+    height, width = mask.shape
+    parts = []
+    for left in range(0, width, columns := strip_rows(height)):
+        block = np.ascontiguousarray(mask[:, left : left + columns].T)
+        release(mask)
+        starts = np.ones(block.shape, bool)
+        np.not_equal(block[:, 1:], block[:, :-1], out=starts[:, 1:])
+        at = np.flatnonzero(starts)
+        after = np.append(at[1:], block.size)
+        parts.append(Runs(at // height + left, at % height, (after - 1) % height + 1, block.ravel()[at]))
+    return Runs(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def label_runs(runs: Runs, height: int) -> NDArray[np.int32]:
+    """Return the number of the connected region of each run; pixels that touch at a corner are connected."""
+    count = len(runs.column)
+    starts = runs.column * height + runs.top
+    # The runs of the next column that touch a run, corners included, lie between two places in the sorted starts.
+    next_column = (runs.column + 1) * height
+    first = np.searchsorted(starts, next_column + np.maximum(runs.top - 1, 0), side="right") - 1
+    last = np.searchsorted(starts, next_column + np.minimum(runs.bottom, height - 1), side="right") - 1
+    touching = np.where(runs.column < runs.column[-1], last - first + 1, 0)
+    left = np.repeat(np.arange(count), touching)
+    right = np.arange(len(left)) - np.repeat(np.cumsum(touching) - touching, touching) + np.repeat(first, touching)
+    same = runs.value[left] == runs.value[right]
+    left, right = left[same], right[same]
+    graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
+
+
+def encode_regions(mask: UInt8Array, classes: int) -> list[tuple[int, str]]:
+    """Return every connected region of a mask (H, W): its class, and COCO's compressed run lengths. Void has none."""
+    height, width = mask.shape
+    runs = find_runs(mask)
+    labels = label_runs(runs, height)
+    order = np.argsort(labels, kind="stable")
+    bounds = np.flatnonzero(np.diff(labels[order])) + 1
+    result = []
+    for members in np.split(order, bounds):
+        value = int(runs.value[members[0]])
+        if value >= classes:
+            continue
+        begin = runs.column[members] * height + runs.top[members]
+        end = runs.column[members] * height + runs.bottom[members]
+        edges = np.concatenate([[0], np.stack([begin, end], 1).ravel(), [height * width]])
+        encoded = coco_mask.frPyObjects({"size": [height, width], "counts": np.diff(edges).tolist()}, height, width)
+        result.append((value, encoded["counts"].decode("ascii")))
+    return sorted(result, key=lambda region: region[0])
 
 
 def write_coco(path: Path, images: Callable[[], Iterable[Labelled]], labels: LabelSet) -> None:
-    """Write a COCO file, one run-length annotation a class and image, without holding it in memory.
+    """Write a COCO file, one run-length annotation a connected region, without holding it in memory.
 
     Args:
         path: of the file.
@@ -46,10 +114,13 @@ def write_coco(path: Path, images: Callable[[], Iterable[Labelled]], labels: Lab
     def annotations() -> Iterator[dict[str, Any]]:
         number = 0
         for image_id, image in enumerate(images(), 1):
-            for segment in _segments(image, labels):
+            for index, counts in image.regions:
                 number += 1
-                run_lengths = {"size": [image.height, image.width], "counts": image.segments[segment.pop("name")]}
-                yield {**segment, "id": number, "image_id": image_id, "segmentation": run_lengths, "iscrowd": 1}
+                run_lengths = {"size": [image.height, image.width], "counts": counts}
+                yield {
+                    "id": number, "image_id": image_id, "category_id": index + 1, "segmentation": run_lengths,
+                    "area": int(coco_mask.area(run_lengths)), "bbox": _box(run_lengths), "iscrowd": 0,
+                }  # fmt: skip
 
     _write_json_lists(path, _header(labels), {"images": _coco_images(images()), "annotations": annotations()})
 
@@ -60,20 +131,27 @@ def write_panoptic(path: Path, images: Callable[[], Iterable[Labelled]], labels:
     def annotations() -> Iterator[dict[str, Any]]:
         for image_id, image in enumerate(images(), 1):
             infos = []
-            for segment in _segments(image, labels):
-                del segment["name"]
-                infos.append({**segment, "id": segment["category_id"], "iscrowd": 0})
+            for index, run_lengths in _classes(image):
+                infos.append({
+                    "id": index + 1, "category_id": index + 1, "area": int(coco_mask.area(run_lengths)),
+                    "bbox": _box(run_lengths), "iscrowd": 0,
+                })  # fmt: skip
             yield {"image_id": image_id, "file_name": f"{image.name}.png", "segments_info": infos}
 
     _write_json_lists(path, _header(labels), {"images": _coco_images(images()), "annotations": annotations()})
 
 
-def _segments(image: Labelled, labels: LabelSet) -> Iterator[dict[str, Any]]:
-    for name, counts in image.segments.items():
-        run_lengths = {"size": [image.height, image.width], "counts": counts}
-        box = [float(value) for value in coco_mask.toBbox(run_lengths)]
-        category = labels.names.index(name) + 1
-        yield {"name": name, "category_id": category, "area": int(coco_mask.area(run_lengths)), "bbox": box}
+def _box(run_lengths: dict[str, Any]) -> list[float]:
+    return [float(value) for value in coco_mask.toBbox(run_lengths)]
+
+
+def _classes(image: Labelled) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each class of an image with the run lengths of all its regions together."""
+    size = [image.height, image.width]
+    for index in sorted({index for index, _ in image.regions}):
+        regions = [{"size": size, "counts": counts} for found, counts in image.regions if found == index]
+        merged = coco_mask.merge(regions)
+        yield index, {"size": size, "counts": merged["counts"].decode("ascii")}
 
 
 def _coco_images(images: Iterable[Labelled]) -> Iterator[dict[str, Any]]:
@@ -94,10 +172,14 @@ def _write_json_lists(path: Path, header: dict[str, Any], lists: dict[str, Itera
         file.write(json.dumps(header)[:-1])
         for key, values in lists.items():
             file.write(f',\n"{key}": [')
-            for number, value in enumerate(values):
-                file.write(("," if number else "") + "\n" + json.dumps(value))
+            _write_items(file, values)
             file.write("]")
         file.write("}\n")
+
+
+def _write_items(file: Any, values: Iterable[Any]) -> None:
+    for number, value in enumerate(values):
+        file.write(("," if number else "") + "\n" + json.dumps(value))
 
 
 def panoptic_picture(mask: UInt8Array, labels: LabelSet) -> UInt8Array:
@@ -107,21 +189,39 @@ def panoptic_picture(mask: UInt8Array, labels: LabelSet) -> UInt8Array:
     return picture
 
 
-def labelme_document(mask: UInt8Array, labels: LabelSet, image_name: str) -> dict[str, Any]:
+# ---- LabelMe
+
+
+def labelme_document(
+    mask: UInt8Array, labels: LabelSet, image_name: str, tolerance: float = TOLERANCE
+) -> dict[str, Any]:
     """Return a LabelMe file: the outline of every region, large ones first.
 
-    LabelMe's polygons have no holes; whatever lies in a hole is a smaller region, which is drawn later.
+    Outlines run along the edges of pixels. They are simplified together, so that neighbours keep a common border: no
+    gaps, no overlaps (coverage simplification, by the algorithm of Visvalingam and Whyatt). LabelMe's polygons have no
+    holes; whatever lies in a hole is a smaller region, which is drawn later.
+
+    Args:
+        mask: (H, W) class indices.
+        labels: the classes.
+        image_name: path of the image from the folder of the file.
+        tolerance: square root of the area, in pixels, that a corner may cut off where it is left out; 0 keeps every
+            corner, and gives the mask back exactly.
     """
+    import shapely  # imported here: few runs write LabelMe
+    from rasterio import features
+
+    found = list(features.shapes(mask, connectivity=4))
+    outlines: Any = np.array([shapely.geometry.shape(outline) for outline, _ in found])
+    if tolerance > 0:
+        outlines = shapely.coverage_simplify(outlines, tolerance)
     shapes: list[tuple[float, str, list[list[float]]]] = []
-    for index, name in enumerate(labels.names):
-        region = (mask == index).astype(np.uint8)
-        outlines, hierarchy = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        for position, outline in enumerate(outlines):
-            if hierarchy[0, position, 3] >= 0:
-                continue  # a hole
-            points = outline[:, 0].astype(float).tolist()
-            area = cv2.contourArea(outline) + len(points) / 2  # Pick's theorem: with the pixels on the outline
-            shapes.append((area, name, points + points[-1:] * (3 - len(points))))
+    for outline, (_, value) in zip(outlines, found, strict=True):
+        if outline.is_empty:
+            continue
+        ring = shapely.geometry.Polygon(outline.exterior)
+        name = labels.names[int(value)] if int(value) < len(labels) else VOID_LABEL
+        shapes.append((ring.area, name, [[float(x), float(y)] for x, y in ring.exterior.coords[:-1]]))
     shapes.sort(key=lambda shape: -shape[0])
     return {
         "version": "5.0.0",
@@ -135,3 +235,62 @@ def labelme_document(mask: UInt8Array, labels: LabelSet, image_name: str) -> dic
         "imageHeight": mask.shape[0],
         "imageWidth": mask.shape[1],
     }
+
+
+# ---- Label Studio
+
+
+def write_label_studio(path: Path, images: Callable[[], Iterable[Labelled]], labels: LabelSet) -> None:
+    """Write tasks of Label Studio with predictions, one brush mask a class; arguments as `write_coco`."""
+
+    def tasks() -> Iterator[dict[str, Any]]:
+        for image in images():
+            results = [
+                {
+                    "id": f"{index:08d}", "type": "brushlabels", "from_name": FROM_NAME, "to_name": TO_NAME,
+                    "original_width": image.width, "original_height": image.height, "image_rotation": 0,
+                    "value": {"format": "rle", "rle": list(pack_runs(coco_mask.decode(run_lengths))),
+                              "brushlabels": [labels.names[index]]},
+                }
+                for index, run_lengths in _classes(image)
+            ]  # fmt: skip
+            predictions = [{"model_version": "tiramisu", "result": results}]
+            yield {"data": {TO_NAME: image.file_name}, "predictions": predictions}
+
+    with path.open("w", encoding="utf-8") as file:
+        file.write("[")
+        _write_items(file, tasks())
+        file.write("]\n")
+
+
+def label_studio_config(labels: LabelSet) -> str:
+    """Return the labelling configuration of a Label Studio project for the tasks of `write_label_studio`."""
+    lines = ["<View>", f'  <Image name="{TO_NAME}" value="${TO_NAME}"/>']
+    lines.append(f'  <BrushLabels name="{FROM_NAME}" toName="{TO_NAME}">')
+    for name, color in zip(labels.names, labels.palette, strict=True):
+        shown = "#{:02x}{:02x}{:02x}".format(*color)
+        lines.append(f'    <Label value={quoteattr(name)} background="{shown}"/>')
+    return "\n".join([*lines, "  </BrushLabels>", "</View>"]) + "\n"
+
+
+def pack_runs(region: UInt8Array) -> bytes:
+    """Return a mask (H, W) of 0 and 1 in Label Studio's run lengths, as RGBA with all four channels 0 or 255.
+
+    The format is that of rle-pack: 32 bits with the number of values, 5 with their size less 1, four times 4 bits with
+    the sizes of lengths less 1; then for each run a bit 1, two bits that choose a size, the length less 1, the value.
+    """
+    flat = region.ravel()
+    bounds = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])
+    parts = [f"{flat.size * CHANNELS:032b}", f"{VALUE_BITS - 1:05b}", *(f"{bits - 1:04b}" for bits in RUN_BITS)]
+    longest = 1 << RUN_BITS[-1]
+    for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        value = f"{OPAQUE if flat[begin] else 0:08b}"
+        left = (end - begin) * CHANNELS
+        while left:
+            length = min(left, longest)
+            choice = next(number for number, bits in enumerate(RUN_BITS) if length <= 1 << bits)
+            parts.append(f"1{choice:02b}{length - 1:0{RUN_BITS[choice]}b}{value}")
+            left -= length
+    text = "".join(parts)
+    text += "0" * (-len(text) % 8)
+    return int(text, 2).to_bytes(len(text) // 8, "big")

@@ -21,10 +21,11 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 
 from tiramisu.errors import ConfigError, ImageError, TiramisuError
+from tiramisu.files import FOREIGN, file_digest
 from tiramisu.images import SUFFIXES, decode_image
 from tiramisu.inference.engines import EngineName, Precision
-from tiramisu.inference.folder import FOREIGN, Progress, blank_record, file_stamp, write_image, write_video
-from tiramisu.inference.inputs import VIDEO_SUFFIXES, Entry, find_inputs, result_names
+from tiramisu.inference.folder import Progress, blank_record, file_stamp, write_image, write_video
+from tiramisu.inference.inputs import UNREAD, VIDEO_SUFFIXES, Entry, find_inputs, result_names, unread_reason
 from tiramisu.inference.journal import FILE, Journal, Record, decode_record
 from tiramisu.inference.outputs import OutputFolder, Wanted
 from tiramisu.inference.segmenter import Options, Segmenter
@@ -121,14 +122,14 @@ class Worker:
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Segment the entries of a batch, write their files, return their records."""
         records = [
-            self.segment(str(path), str(name), str(stamp))
-            for path, name, stamp in zip(batch["path"], batch["name"], batch["stamp"], strict=True)
+            self.segment(*(str(batch[key][row]) for key in ("path", "name", "stamp", "file_name")))
+            for row in range(len(batch["path"]))
         ]
         return {"record": np.array([json.dumps(record) for record in records], dtype=object)}
 
-    def segment(self, path: str, name: str, stamp: str) -> Record:
+    def segment(self, path: str, name: str, stamp: str, file_name: str) -> Record:
         """Segment one image or video and write its files; a second time they are the same."""
-        entry = entry_of(path, name)
+        entry = entry_of(path, name)._replace(file_name=file_name)
         record = blank_record(self.output, entry, stamp)._replace(source=path, made=self.work.made)
         try:
             contents = Location.of(path).read()
@@ -154,27 +155,35 @@ class Worker:
 
 
 @contextlib.contextmanager
-def results_folder(output: str) -> Iterator[Path]:
-    """Yield a local folder for the journal and the tables; for a URI it is fetched from there and brought back."""
+def results_folder(output: str, tables: Sequence[str]) -> Iterator[Path]:
+    """Yield a local folder for the journal and the tables; for a URI it is fetched from there and brought back.
+
+    Args:
+        output: path or URI.
+        tables: names of the files of the whole run; what is there of them is fetched, to tell whose it is.
+    """
     if not is_remote(output):
         yield Path(output)
         return
     target = Location.of(output)
     with tempfile.TemporaryDirectory(prefix="tiramisu-") as name:
         folder = Path(name)
-        with contextlib.suppress(ImageError, OSError):
-            (folder / FILE).write_bytes(target.child(FILE).read())
+        before = {}
+        for known in (FILE, *tables):
+            with contextlib.suppress(ImageError, OSError):
+                (folder / known).write_bytes(target.child(known).read())
+                before[known] = file_digest(folder / known)
         try:
             yield folder
         finally:
             for file in sorted(folder.iterdir()):
-                if file.is_file():
+                if file.is_file() and file_digest(file) != before.get(file.name):
                     target.child(file.name).write(file)
 
 
 def run_on_cluster(
     work: Work,
-    entries: Iterable[tuple[str, str, str]],
+    entries: Iterable["RemoteEntry"],
     folder: OutputFolder,
     journal: Journal,
     address: str | None,
@@ -185,7 +194,7 @@ def run_on_cluster(
 
     Args:
         work: what every worker must know.
-        entries: path or URI, name of the results, and stamp of each image.
+        entries: to segment.
         folder: of the journal and the tables, which knows the names of the results.
         journal: of the output.
         address: of the cluster; none takes the one that RAY_ADDRESS names, or starts one on this machine.
@@ -209,20 +218,24 @@ def run_on_cluster(
         waiting = iter(entries)
         while wave := list(itertools.islice(waiting, WAVE)):
             todo = []
-            for (path, name, stamp), files in zip(wave, look_up(wave, work, folder), strict=True):
-                entry = entry_of(path, name)
-                record = blank_record(folder, entry, stamp)._replace(source=path)
-                there = [info.path for info in files if info.type != FileType.NotFound]
+            for given, files in zip(wave, look_up(wave, work, folder), strict=True):
+                entry = entry_of(given.path, given.name)._replace(file_name=given.file_name)
+                record = blank_record(folder, entry, given.stamp)._replace(source=given.path)
+                there = [relative for relative, info in files if info.type != FileType.NotFound]
                 made = {} if entry.is_video else work.made
-                if len(there) == len(files) and journal.finished(name, path, stamp, made):
+                foreign = next((file for file in there if not journal.owns(given.name, file)), None)
+                if given.skipped:
+                    journal.skip(record._replace(reason=given.problem))
+                    yield Progress(entry, "unread", f"{given.path}: {given.problem}")
+                elif len(there) == len(files) and journal.finished(given.name, given.path, given.stamp, made):
                     yield Progress(entry, "skipped")
-                elif there and not journal.owns(name):
-                    reason = FOREIGN.format(there[0])
+                elif given.problem or foreign:
+                    reason = given.problem or f"{Location.of(work.output).child(str(foreign)).path} {FOREIGN}"
                     journal.write(record._replace(reason=reason))
-                    yield Progress(entry, "failed", f"{path}: {reason}")
+                    yield Progress(entry, "failed", f"{given.path}: {reason}")
                 else:
-                    journal.start(record)
-                    todo.append({"path": path, "name": name, "stamp": stamp})
+                    journal.start(record, [relative for relative, _ in files])
+                    todo.append(given._asdict())
             if not todo:
                 continue
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -250,16 +263,14 @@ def entry_of(path: str, name: str) -> Entry:
     return Entry(Path(path.partition("?")[0] if is_remote(path) else path), name)
 
 
-def look_up(wave: Sequence[tuple[str, str, str]], work: Work, folder: OutputFolder) -> Iterator[list[FileInfo]]:
-    """Yield, for each entry, what is there of the files that would be written."""
+def look_up(wave: Sequence["RemoteEntry"], work: Work, folder: OutputFolder) -> Iterator[list[tuple[str, FileInfo]]]:
+    """Yield, for each entry, the files that would be written, relative to the output, and what is there of them."""
     target = Location.of(work.output)
-    names = [
-        [target.child(file.relative_to(folder.root).as_posix()).path for file in folder.files(entry_of(path, name))]
-        for path, name, _ in wave
-    ]
-    found = iter(target.system.get_file_info(list(itertools.chain.from_iterable(names))))
+    names = [[folder.relative(file) for file in folder.files(entry_of(given.path, given.name))] for given in wave]
+    paths = [target.child(name).path for name in itertools.chain.from_iterable(names)]
+    found = iter(target.system.get_file_info(paths))
     for files in names:
-        yield list(itertools.islice(found, len(files)))
+        yield list(zip(files, itertools.islice(found, len(files)), strict=True))
 
 
 def check_address(address: str) -> None:
@@ -297,8 +308,19 @@ class _RayWorker(Worker):
         super().__init__(ray.get(reference) if isinstance(reference, ray.ObjectRef) else reference)
 
 
-def find_entries(inputs: Sequence[str], output: str, reserved: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield path or URI, name of the results and stamp of every image in local inputs and in folders behind URIs.
+class RemoteEntry(NamedTuple):
+    """An image or video on any machine: path or URI, name of its results, stamp; see `Entry` for the rest."""
+
+    path: str
+    name: str
+    stamp: str
+    file_name: str
+    problem: str = ""
+    skipped: bool = False
+
+
+def find_entries(inputs: Sequence[str], output: str, reserved: Iterable[str]) -> Iterator[RemoteEntry]:
+    """Yield every image and video in local inputs and in folders behind URIs.
 
     Raises:
         ConfigError: see `find_inputs`.
@@ -307,19 +329,21 @@ def find_entries(inputs: Sequence[str], output: str, reserved: Iterable[str]) ->
     if local:
         folder = None if is_remote(output) else Path(output)
         for entry in find_inputs(local, folder, reserved):
-            yield str(entry.path.absolute()), entry.name, file_stamp(entry.path)
+            path, stamp = str(entry.path.absolute()), file_stamp(entry.path)
+            yield RemoteEntry(path, entry.name, stamp, entry.file_name, entry.problem, entry.skipped)
     for given in inputs:
         if is_remote(given):
             yield from _find_remote(given, output)
 
 
-def _find_remote(uri: str, output: str) -> Iterator[tuple[str, str, str]]:
+def _find_remote(uri: str, output: str) -> Iterator[RemoteEntry]:
     root = Location.of(uri)
     scheme, query = uri.partition("://")[0], uri.partition("?")[2]
     options = f"?{query}" if query else ""  # such as the region and the endpoint of an object store
     info = root.system.get_file_info(root.path)
     if info.type == FileType.File:
-        yield uri, PurePosixPath(root.path).stem, _stamp(info)
+        path = PurePosixPath(root.path)
+        yield RemoteEntry(uri, result_names([path.name])[0], _stamp(info), path.name)
         return
     found = root.system.get_file_info(FileSelector(root.path, recursive=True, allow_not_found=True))
     results = PurePosixPath(Location.of(output).path)
@@ -329,7 +353,7 @@ def _find_remote(uri: str, output: str) -> Iterator[tuple[str, str, str]]:
         hidden = any(part.startswith(".") for part in path.relative_to(root.path.rstrip("/")).parts)
         if hidden or results in path.parents:
             continue
-        if info.type == FileType.File and path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES:
+        if info.type == FileType.File and path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES | UNREAD:
             folders.setdefault(str(path.parent), []).append(info)
     if not folders:
         raise ConfigError(f"no images at {uri}")
@@ -337,7 +361,10 @@ def _find_remote(uri: str, output: str) -> Iterator[tuple[str, str, str]]:
         inside = PurePosixPath(folder).relative_to(root.path.rstrip("/")).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
         for info, name in zip(files, result_names([info.base_name for info in files]), strict=True):
-            yield f"{scheme}://{quote(info.path)}{options}", prefix + name, _stamp(info)
+            suffix = PurePosixPath(info.path).suffix.lower()
+            problem = unread_reason(suffix) if suffix in UNREAD else ""
+            where = f"{scheme}://{quote(info.path)}{options}"
+            yield RemoteEntry(where, prefix + name, _stamp(info), prefix + info.base_name, problem, bool(problem))
 
 
 def _stamp(info: FileInfo) -> str:

@@ -12,8 +12,10 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 
 from tiramisu.errors import ImageError
+from tiramisu.files import FOREIGN
 from tiramisu.images import DEFAULT_MAX_PIXELS, DecodedImage, count_pixels, decode_image
 from tiramisu.inference.inputs import Entry
 from tiramisu.inference.journal import Journal, Record
@@ -21,6 +23,7 @@ from tiramisu.inference.outputs import OutputFolder
 from tiramisu.inference.segmenter import Options, Segmentation, Segmenter, count_classes
 from tiramisu.inference.video import segment_video
 
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)  # of images that are not needed any more
 AHEAD = 4  # images that are decoded ahead, and as many that are being written
 PIXELS_AHEAD = 64_000_000  # and no more than so many pixels of them, or one image
 WORKERS = 2
@@ -29,11 +32,15 @@ OF_ONE_FILE = {
     *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 }
 
-FOREIGN = "{} is there already and no result of an earlier run; choose another --output"
-
 
 class Progress(NamedTuple):
-    """What became of one entry: `done`, `skipped` (done before), `stopped` (a video) or `failed`, and why."""
+    """What became of one entry, and why.
+
+    Attributes:
+        entry: it.
+        state: `done`, `skipped` (done before), `unread` (of a kind that is not read), `stopped` (a video) or `failed`.
+        reason: why it failed or was not read.
+    """
 
     entry: Entry
     state: str
@@ -93,6 +100,7 @@ class FolderRun:
         max_pixels: of an image.
         stopped: asked between two images.
         made: what is written of each image, and how; an image that has all of it is done.
+        on_frame: is told of a video how many frames are done, and how many it claims to have.
     """
 
     def __init__(
@@ -105,8 +113,9 @@ class FolderRun:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         stopped: Callable[[], bool] = lambda: False,
         made: dict[str, Any] | None = None,
+        on_frame: Callable[[Entry, int, int], None] = lambda entry, done, total: None,
     ) -> None:
-        self.made = made or {}
+        self.made, self.on_frame = made or {}, on_frame
         self.segmenter, self.output, self.journal, self.options = segmenter, output, journal, options
         self.batch_size, self.max_pixels, self.stopped = batch_size, max_pixels, stopped
 
@@ -130,7 +139,10 @@ class FolderRun:
                         if isinstance(result, str):
                             yield self._fail(decoded.entry, decoded.stamp, result)
                         else:
-                            self.journal.start(blank_record(self.output, decoded.entry, decoded.stamp))
+                            record = blank_record(self.output, decoded.entry, decoded.stamp)
+                            self.journal.start(record, map(self.output.relative, self.output.files(decoded.entry)))
+                            if self.output.wanted.overlay == "none" and decoded.image is not None:
+                                decoded = decoded._replace(image=decoded.image._replace(pixels=NO_PIXELS))
                             future = writers.submit(self._write, decoded, result)
                             writing.append(_Pending(decoded.entry, result.mask.size, future))
                     while writing and (is_full(writing) or writing[0].future.done()):
@@ -150,10 +162,17 @@ class FolderRun:
             if self.stopped():
                 break
             stamp = file_stamp(entry.path)
-            if self._is_done(entry, stamp):
+            if entry.skipped:
+                self.journal.skip(blank_record(self.output, entry, stamp)._replace(reason=entry.problem))
+                yield Progress(entry, "unread", f"{entry.path}: {entry.problem}")
+            elif entry.problem:
+                yield self._fail(entry, stamp, entry.problem)
+            elif self._is_done(entry, stamp):
                 yield Progress(entry, "skipped")
-            elif foreign := self._foreign_file(entry):
-                yield self._fail(entry, stamp, FOREIGN.format(foreign))
+            elif partial := self._partial(entry, stamp):
+                yield Progress(entry, "failed", f"{entry.path}: {partial}")
+            elif refusal := self._refusal(entry):
+                yield self._fail(entry, stamp, refusal)
             elif entry.is_video:
                 yield self._video(entry, stamp)
             else:
@@ -165,19 +184,31 @@ class FolderRun:
             yield waiting.popleft().future.result()
 
     def _is_done(self, entry: Entry, stamp: str) -> bool:
-        if not all(file.is_file() for file in self.output.files(entry)):
+        if not all(is_file(file) for file in self.output.files(entry)):
             return False
         return self.journal.finished(entry.name, str(entry.path), stamp, {} if entry.is_video else self.made)
 
-    def _foreign_file(self, entry: Entry) -> Path | None:
-        """Return a file that would be overwritten though it was not written here, such as somebody's photo."""
-        if self.journal.owns(entry.name):
-            return None
-        return next((file for file in self.output.files(entry) if os.path.lexists(file)), None)
+    def _partial(self, entry: Entry, stamp: str) -> str:
+        """Return what is wrong with an input of which all that can be read was done before."""
+        if not all(is_file(file) for file in self.output.files(entry)):
+            return ""
+        return self.journal.partial(entry.name, str(entry.path), stamp)
+
+    def _refusal(self, entry: Entry) -> str:
+        """Say which file would be overwritten though it was not written here, or would lie outside of the output."""
+        for file in self.output.files(entry):
+            if os.path.lexists(file) and not self.journal.owns(entry.name, self.output.relative(file)):
+                return f"{file} {FOREIGN}"
+            if self.output.escapes(file):
+                return f"{file} would lie outside of --output, behind a link; choose another --output"
+        return ""
 
     def _decode(self, entry: Entry, stamp: str) -> _Decoded:
         try:
-            return _Decoded(entry, stamp, decode_image(entry.path, self.max_pixels, channels=self.segmenter.channels))
+            image = decode_image(
+                entry.path, self.max_pixels, channels=self.segmenter.channels, spool=self.output.scratch
+            )
+            return _Decoded(entry, stamp, image)
         except ImageError as error:
             return _Decoded(entry, stamp, None, str(error))
 
@@ -231,11 +262,12 @@ class FolderRun:
 
     def _video(self, entry: Entry, stamp: str) -> Progress:
         record = blank_record(self.output, entry, stamp)
-        self.journal.start(record)
+        self.journal.start(record, map(self.output.relative, self.output.files(entry)))
         try:
             done = write_video(
-                self.segmenter, self.output, record, entry.path, self.options, self.max_pixels, self.stopped
-            )
+                self.segmenter, self.output, record, entry.path, self.options, self.max_pixels, self.stopped,
+                lambda frames, total: self.on_frame(entry, frames, total),
+            )  # fmt: skip
         except ImageError as error:
             return self._fail(entry, stamp, str(error))
         except (RuntimeError, MemoryError, cv2.error) as error:
@@ -244,13 +276,15 @@ class FolderRun:
         if done is None:
             return Progress(entry, "stopped")
         self.journal.write(done)
+        if done.partial:
+            return Progress(entry, "failed", f"{entry.path}: {done.reason}")
         return Progress(entry, "done")
 
 
 def blank_record(output: OutputFolder, entry: Entry, stamp: str) -> Record:
     """Return the record of an entry before it is segmented."""
     file = output.files(entry)[0]
-    return Record(entry.name, file.relative_to(output.root).as_posix(), str(entry.path), stamp)
+    return Record(entry.name, output.relative(file), str(entry.path), stamp, file_name=entry.file_name)
 
 
 def write_image(output: OutputFolder, record: Record, image: DecodedImage, result: Segmentation) -> Record:
@@ -278,8 +312,11 @@ def write_video(
     options: Options,
     max_pixels: int,
     stopped: Callable[[], bool] = lambda: False,
+    on_frame: Callable[[int, int], None] = lambda done, total: None,
 ) -> Record | None:
     """Segment a video and write its files; return its record, completed, or none where it was stopped.
+
+    The record of a video that is cut short has a reason as well as what could be read.
 
     Raises:
         ImageError: the video cannot be read.
@@ -288,13 +325,23 @@ def write_video(
     frames = Options(tta=options.tta, fit=options.fit)
     opacity = output.wanted.opacity
     result = segment_video(
-        segmenter, file, output.video(record.name), output.scratch, frames, opacity, max_pixels, stopped
-    )
+        segmenter, file, output.video(record.name), output.scratch, frames, opacity, max_pixels, stopped,
+        on_frame=on_frame,
+    )  # fmt: skip
     if result is None:
         return None
+    note = "; ".join(filter(None, (f"video of {result.frames} frames", result.note)))
     return record._replace(
-        note=f"video of {result.frames} frames", height=result.height, width=result.width, counts=result.counts
+        reason=result.problem, note=note, height=result.height, width=result.width, counts=result.counts
     )
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a file is there; one whose name a file system does not take is not."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def is_full(pending: Collection[_Pending], more: int = 0) -> bool:
@@ -304,7 +351,7 @@ def is_full(pending: Collection[_Pending], more: int = 0) -> bool:
 
 def file_stamp(path: Path) -> str:
     """Return what changes when a file does: its size and the time of its last change; empty where there is none."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # a ValueError where the name has a zero byte
         status = path.stat()
         return f"{status.st_size} {status.st_mtime_ns}"
     return ""

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiramisu.errors import ConfigError
-from tiramisu.files import distinct
-from tiramisu.images import SUFFIXES
+from tiramisu.files import distinct, read_text, shorten
+from tiramisu.images import HEIF_REMEDY, HEIF_SUFFIXES, SUFFIXES, UNREAD_SUFFIXES
 
-VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
+# fmt: off
+VIDEO_SUFFIXES = frozenset((
+    ".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg",
+    ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+))
+# fmt: on
+UNREAD_VIDEO_SUFFIXES = frozenset((".rm", ".rmvb", ".swf"))
+TRANSPORT_SUFFIX, SYNC_BYTE, PACKET = ".ts", 0x47, 188  # of MPEG-2 transport streams; TypeScript has the same suffix
 LIST_SUFFIX = ".txt"
+UNREAD = UNREAD_SUFFIXES | UNREAD_VIDEO_SUFFIXES
 
 
 class Entry(NamedTuple):
@@ -22,10 +30,16 @@ class Entry(NamedTuple):
         path: of the file.
         name: of its results: relative, with slashes, without suffix; different from all others even where the file
             system ignores case.
+        file_name: of the file relative to what all inputs have in common, with slashes; for annotations.
+        problem: why it is not read, where that is known already; else empty.
+        skipped: whether it is of a kind that is not read, which is no failure.
     """
 
     path: Path
     name: str
+    file_name: str = ""
+    problem: str = ""
+    skipped: bool = False
 
     @property
     def is_video(self) -> bool:
@@ -72,23 +86,52 @@ def find_inputs(inputs: Sequence[str], output: Path | None = None, reserved: Ite
     several = len(folders) + len(groups) + bool(loose) > 1
     titles = distinct([title or "root" for _, title in folders] + [title or "root" for title, _ in groups], reserved)
     prefixes = iter([f"{title}/" for title in titles] if several else [""] * len(titles))
-    yield from _named(loose, "", ())
-    for folder, _ in folders:
-        prefix = next(prefixes)
-        yield from _walk(folder, prefix, output, () if prefix else reserved)
-    for _, files in groups:
-        prefix = next(prefixes)
-        yield from _named(files, prefix, () if prefix else reserved)
+    places = [folder for folder, _ in folders] + [path.parent for path, _ in loose]
+    common = _common_folder([*places, *(path.parent for _, files in groups for path, _ in files)])
+
+    def entries() -> Iterator[Entry]:
+        yield from _named(loose, "", ())
+        for folder, _ in folders:
+            prefix = next(prefixes)
+            yield from _walk(folder, prefix, output, () if prefix else reserved)
+        for _, files in groups:
+            prefix = next(prefixes)
+            yield from _named(files, prefix, () if prefix else reserved)
+
+    for entry in entries():
+        yield entry._replace(file_name=_relative_to(entry.path, common))
+
+
+def _common_folder(folders: Sequence[Path]) -> str:
+    """Return the folder that all others lie in; an empty text where there is none, as on several drives."""
+    try:
+        return os.path.commonpath([os.path.abspath(folder) for folder in folders]) if folders else ""  # noqa: PTH100
+    except ValueError:
+        return ""
+
+
+def _relative_to(path: Path, folder: str) -> str:
+    """Return a path below a folder as text with slashes, by names alone: links are not followed."""
+    whole = os.path.abspath(path)  # noqa: PTH100  # Path.absolute keeps what is to be taken out: a/../b
+    return Path(os.path.relpath(whole, folder)).as_posix() if folder else path.name
 
 
 def result_names(files: Sequence[str]) -> list[str]:
-    """Return a name for the results of each file of one folder: the stem, with the suffix where stems are the same."""
-    stems = [Path(file).stem for file in files]
+    """Return a name for the results of each file of one folder: the stem, with the suffix where stems are the same.
+
+    Names that are too long for a file system are shortened, zero bytes replaced.
+    """
+    files = [file.replace("\0", "_") for file in files]
+    stems = [shorten(Path(file).stem) for file in files]
     count = Counter(stem.casefold() for stem in stems)
     unique = [stem for stem in stems if count[stem.casefold()] == 1]
     others = iter(
         distinct(
-            [file.replace(".", "_") for file, stem in zip(files, stems, strict=True) if count[stem.casefold()] > 1],
+            [
+                shorten(file.replace(".", "_"))
+                for file, stem in zip(files, stems, strict=True)
+                if count[stem.casefold()] > 1
+            ],
             unique,
         )
     )
@@ -104,8 +147,9 @@ def _walk(root: Path, prefix: str, output: Path | None, reserved: Iterable[str])
         try:
             identity = _identity(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            yield Entry(folder, prefix.rstrip("/") or folder.name)  # decoding it will tell
+        except OSError as error:
+            name = prefix.rstrip("/") or folder.name
+            yield Entry(folder, name, problem=f"the folder cannot be opened ({error.strerror})")
             continue
         if identity in seen:
             continue
@@ -115,14 +159,40 @@ def _walk(root: Path, prefix: str, output: Path | None, reserved: Iterable[str])
         files = [entry.name for entry in visible if _is_wanted(entry)]
         for file, name in zip(files, result_names(files), strict=True):
             yield Entry(folder / file, prefix + name)
+        for entry in visible:
+            suffix = Path(entry.name).suffix.lower()
+            if suffix in UNREAD and not _is_folder(entry):
+                reason = unread_reason(suffix)
+                yield Entry(folder / entry.name, prefix + entry.name, problem=reason, skipped=True)
         results = [f"{name}.png" for name in result_names(files)]  # a folder may be called like one
-        names = distinct(directories, [*(reserved if folder is root else ()), *results])
+        names = distinct([shorten(name) for name in directories], [*(reserved if folder is root else ()), *results])
         waiting += [(folder / old, f"{prefix}{new}/") for old, new in reversed([*zip(directories, names, strict=True)])]
 
 
 def _is_wanted(entry: os.DirEntry[str]) -> bool:
     suffix = Path(entry.name).suffix.lower()
+    if suffix == TRANSPORT_SUFFIX and not _is_transport_stream(entry):
+        return False
     return suffix in SUFFIXES | VIDEO_SUFFIXES and not _is_folder(entry)
+
+
+def _is_transport_stream(entry: os.DirEntry[str]) -> bool:
+    try:
+        if not entry.is_file():
+            return False
+        with Path(entry.path).open("rb") as stream:
+            head = stream.read(PACKET + 1)
+    except OSError:  # decoding it will tell
+        return True
+    return len(head) > PACKET and head[0] == SYNC_BYTE == head[PACKET]
+
+
+def unread_reason(suffix: str) -> str:
+    """Say why a picture or video of a kind is skipped, and the remedy."""
+    if suffix in HEIF_SUFFIXES:
+        return f"skipped: {HEIF_REMEDY}"
+    kind = "MP4" if suffix in UNREAD_VIDEO_SUFFIXES else "PNG or JPEG"
+    return f"skipped: files of the kind {suffix} are not read; convert it to {kind}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -142,7 +212,8 @@ def _named(files: Iterable[tuple[Path, str]], prefix: str, reserved: Iterable[st
     folders: dict[str, list[Path]] = {}
     for path, folder in files:
         folders.setdefault(folder, []).append(path)
-    names = distinct([folder.strip("/") for folder in folders], reserved)
+    shortened = ["/".join(shorten(part.replace("\0", "_")) for part in Path(folder).parts) for folder in folders]
+    names = distinct(shortened, reserved)
     for (folder, paths), name in zip(folders.items(), names, strict=True):
         inside = prefix + (f"{name}/" if folder else "")
         for path, stem in zip(paths, result_names([path.name for path in paths]), strict=True):
@@ -154,15 +225,19 @@ def _lies_in(path: Path, folder: Path | None) -> bool:
 
 
 def _relative(files: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Return each file with its folder relative to what all files have in common."""
-    parents = [Path.cwd() / file.parent for file in files]
-    common = os.path.commonpath(parents) if parents else ""
-    folders = [parent.relative_to(common).as_posix() for parent in parents]
-    return [(file, "" if folder == "." else folder) for file, folder in zip(files, folders, strict=True)]
+    """Return each file with its folder relative to what all files have in common; a/../b is b, and comes once."""
+    normal: dict[str, Path] = {}
+    for file in files:
+        normal.setdefault(os.path.abspath(file), file)  # noqa: PTH100  # Path.absolute keeps the dots
+    distinct_files = [(Path(path), file) for path, file in normal.items()]
+    common = _common_folder([path.parent for path, _ in distinct_files])
+    folders = [path.parent.relative_to(common).as_posix() if common else "" for path, _ in distinct_files]
+    return [(file, "" if folder == "." else folder) for (_, file), folder in zip(distinct_files, folders, strict=True)]
 
 
 def _read_list(path: Path) -> list[Path]:
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    # Not splitlines: names may hold what it splits at.
+    lines = read_text(path, other="surrogateescape").split("\n")
     files = list(dict.fromkeys(Path(line.strip()) for line in lines if line.strip()))
     if not files:
         raise ConfigError(f"{path} lists no files; write one path a line")

@@ -1,28 +1,31 @@
 """The files of an output folder: those of each image, and the tables of the whole run."""
 
 import contextlib
-import csv
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 
-from tiramisu.arrays import UInt8Array
-from tiramisu.files import atomic_path, write_json
+from tiramisu.arrays import FloatArray, UInt8Array
+from tiramisu.errors import ConfigError
+from tiramisu.files import FOREIGN, CsvWriter, atomic_path, file_digest
 from tiramisu.inference import annotations
+from tiramisu.inference.annotations import TOLERANCE
 from tiramisu.inference.inputs import Entry
 from tiramisu.inference.journal import Journal, Record
 from tiramisu.inference.segmenter import Segmentation
 from tiramisu.labels import LabelSet
+from tiramisu.spool import SPOOLED_PIXELS, empty_like, release, strip_rows
 from tiramisu.visualize import overlay, save_mask
 
 OverlayKind = Literal["none", "jpg", "png"]
-AnnotationKind = Literal["coco", "coco-panoptic", "labelme"]
+AnnotationKind = Literal["coco", "coco-panoptic", "labelme", "label-studio"]
 
 # Folders of what lies beside the masks.
 OVERLAYS, UNCERTAINTY, PROBABILITIES, PANOPTIC, LABELME, VIDEOS = RESERVED = (
@@ -30,6 +33,13 @@ OVERLAYS, UNCERTAINTY, PROBABILITIES, PANOPTIC, LABELME, VIDEOS = RESERVED = (
     *("panoptic", "labelme", "videos"),
 )
 SCRATCH = ".tiramisu.tmp"
+JPEG_QUALITY = 92
+ANNOTATION_TABLES: dict[str, tuple[str, ...]] = {
+    "coco": ("coco.json",),
+    "coco-panoptic": ("panoptic.json",),
+    "label-studio": ("label-studio.json", "label-studio.xml"),
+}
+REGIONS = 2  # how regions are kept in the records; others are computed anew
 
 
 class Wanted(NamedTuple):
@@ -41,6 +51,7 @@ class Wanted(NamedTuple):
         probabilities: class probabilities, a float16 array (classes, H, W) in an .npz file.
         uncertainty: a grey PNG, black is certain.
         annotations: for labelling tools.
+        tolerance: by how many pixels the borders of LabelMe's polygons may move to need fewer points.
     """
 
     overlay: OverlayKind = "none"
@@ -48,6 +59,13 @@ class Wanted(NamedTuple):
     probabilities: bool = False
     uncertainty: bool = False
     annotations: tuple[AnnotationKind, ...] = ()
+    tolerance: float = TOLERANCE
+
+    @property
+    def tables(self) -> list[str]:
+        """Return the names of the files that are written of the whole folder."""
+        names = ["areas.csv", "failures.csv", "summary.json", *(["review.csv"] if self.uncertainty else [])]
+        return names + [name for kind in self.annotations for name in ANNOTATION_TABLES.get(kind, ())]
 
     def made(self) -> dict[str, Any]:
         """Return what is wanted, and what it depends on: an image that has all of it need not be done again."""
@@ -56,7 +74,9 @@ class Wanted(NamedTuple):
         }
         if self.overlay != "none":
             active["overlay"] = [self.overlay, self.opacity]
-        return active | dict.fromkeys(self.annotations, True)
+        for kind in self.annotations:
+            active[kind] = self.tolerance if kind == "labelme" else REGIONS
+        return active
 
 
 class OutputFolder:
@@ -84,8 +104,17 @@ class OutputFolder:
         """Remove the scratch folder."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
+    def escapes(self, file: Path) -> bool:
+        """Tell whether a file of the output would lie elsewhere, because a folder on the way to it is a link."""
+        return not file.parent.resolve().is_relative_to(self.root.resolve())
+
+    def relative(self, file: Path) -> str:
+        """Return the path of a file relative to the folder, with slashes."""
+        return file.relative_to(self.root).as_posix()
+
     def video(self, name: str) -> Path:
         """Return the file of a video's overlay."""
+        check_name(name)
         return self.root / VIDEOS / f"{name}.mp4"
 
     def files(self, entry: Entry) -> list[Path]:
@@ -96,6 +125,7 @@ class OutputFolder:
 
     def paths(self, name: str) -> dict[str, Path]:
         """Return the file of each kind that is written of an image."""
+        check_name(name)
         wanted = self.wanted
         files = {"mask": self.root / f"{name}.png"}
         if wanted.overlay != "none":
@@ -128,11 +158,10 @@ class OutputFolder:
                 if kind == "mask":
                     save_mask(result.mask, self.labels, temporary)
                 elif kind == "overlay":
-                    picture = overlay(image, result.mask, self.labels, self.wanted.opacity)
-                    Image.fromarray(picture).save(temporary, quality=92)
+                    _save_overlay(image, result.mask, self.labels, self.wanted.opacity, temporary)
                 elif kind == "uncertainty":
                     assert result.uncertainty is not None
-                    Image.fromarray((result.uncertainty * 255).round().astype(np.uint8)).save(temporary)
+                    Image.fromarray(_to_bytes(result.uncertainty)).save(temporary)
                 elif kind == "probabilities":
                     assert result.probabilities is not None
                     np.savez_compressed(temporary, probabilities=result.probabilities.astype(np.float16))
@@ -140,59 +169,113 @@ class OutputFolder:
                     Image.fromarray(annotations.panoptic_picture(result.mask, self.labels)).save(temporary)
                 else:
                     above = os.path.relpath(source, file.parent)
-                    document = annotations.labelme_document(result.mask, self.labels, above)
+                    document = annotations.labelme_document(result.mask, self.labels, above, self.wanted.tolerance)
                     temporary.write_text(json.dumps(document))
 
-    def segments(self, mask: UInt8Array) -> dict[str, str]:
-        """Return the run lengths that COCO's files need at the end, if they are wanted."""
-        needed = {"coco", "coco-panoptic"} & set(self.wanted.annotations)
-        return annotations.encode_segments(mask, self.labels) if needed else {}
+    def segments(self, mask: UInt8Array) -> list[tuple[int, str]]:
+        """Return the class and run lengths of every region, where annotations that need them are wanted."""
+        needed = set(ANNOTATION_TABLES) & set(self.wanted.annotations)
+        return annotations.encode_regions(mask, len(self.labels)) if needed else []
 
     def write_tables(self, journal: Journal, summary: dict[str, Any]) -> None:
-        """Write areas.csv, failures.csv, summary.json and what else is wanted of the whole folder."""
-        with self._table("areas.csv") as file:
-            writer = csv.writer(file)
+        """Write areas.csv, failures.csv, summary.json and what else is wanted of the whole folder.
+
+        Raises:
+            ConfigError: somebody has put another file of such a name there meanwhile.
+            OSError: a file cannot be written.
+        """
+        with self._csv("areas.csv", journal) as writer:
             writer.writerow(["image", "result", "height", "width", *self.labels.names, "note"])
             for record in journal.done():
-                shares = [f"{count / sum(record.counts):.6f}" for count in record.counts]
-                writer.writerow([record.source, record.result, record.height, record.width, *shares, record.note])
-        with self._table("failures.csv") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image", "reason"])
+                self._write_areas(writer, record, record.note)
             for record in journal.failed():
-                if is_there(record.source):  # else it was mended by taking it away
-                    writer.writerow([record.source, record.reason])
+                if record.partial:
+                    self._write_areas(writer, record, record.reason)
+        with self._csv("failures.csv", journal) as writer:
+            writer.writerow(["image", "reason"])
+            for record in (*journal.failed(), *journal.skipped()):
+                writer.writerow([record.source, record.reason])
         if self.wanted.uncertainty:
-            with self._table("review.csv") as file:
-                writer = csv.writer(file)
+            with self._csv("review.csv", journal) as writer:
                 writer.writerow(["image", "result", "uncertainty"])
                 for record in journal.done(most_uncertain_first=True):
                     if record.uncertainty is not None:
                         writer.writerow([record.source, record.result, f"{record.uncertainty:.6f}"])
-        if "coco" in self.wanted.annotations:
-            with atomic_path(self.root / "coco.json", self.scratch) as temporary:
-                annotations.write_coco(temporary, lambda: _labelled(journal.done()), self.labels)
-        if "coco-panoptic" in self.wanted.annotations:
-            with atomic_path(self.root / "panoptic.json", self.scratch) as temporary:
-                annotations.write_panoptic(temporary, lambda: _labelled(journal.done()), self.labels)
-        write_json(self.root / "summary.json", summary)
+        writers = {
+            "coco.json": annotations.write_coco, "panoptic.json": annotations.write_panoptic,
+            "label-studio.json": annotations.write_label_studio,
+        }  # fmt: skip
+        for name, write in writers.items():
+            if name in self.wanted.tables:
+                with self._table(name, journal) as temporary:
+                    write(temporary, lambda: _labelled(journal.done()), self.labels)
+        if "label-studio.xml" in self.wanted.tables:
+            with self._table("label-studio.xml", journal) as temporary:
+                temporary.write_text(annotations.label_studio_config(self.labels), encoding="utf-8")
+        with self._table("summary.json", journal) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    @staticmethod
+    def _write_areas(writer: CsvWriter, record: Record, note: str) -> None:
+        shares = [f"{count / max(sum(record.counts), 1):.6f}" for count in record.counts]
+        writer.writerow([record.source, record.result, record.height, record.width, *shares, note])
 
     @contextlib.contextmanager
-    def _table(self, name: str) -> Iterator[TextIO]:
+    def _table(self, name: str, journal: Journal) -> Iterator[Path]:
+        """Yield a temporary name for a file of the whole run; the journal knows its contents before it appears."""
+        with atomic_path(self.root / name, self.scratch) as temporary:
+            yield temporary
+            if not journal.owns_table(name):
+                raise ConfigError(f"{self.root / name} {FOREIGN}")
+            journal.claim_table(name, file_digest(temporary))
+
+    @contextlib.contextmanager
+    def _csv(self, name: str, journal: Journal) -> Iterator[CsvWriter]:
         """Open a CSV file that appears when it is complete; file names that are no Unicode keep their bytes."""
         with (
-            atomic_path(self.root / name, self.scratch) as temporary,
+            self._table(name, journal) as temporary,
             temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
-            yield file
+            yield CsvWriter(file)
 
 
-def is_there(source: str) -> bool:
-    """Tell whether a file is still there, or a link; of URIs it is assumed."""
-    return "://" in source or os.path.lexists(source)
+def check_name(name: str) -> None:
+    """Refuse a name of results that leads out of the output folder.
+
+    Raises:
+        ValueError: it does.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name} leads out of the output folder")
+
+
+def _to_bytes(shares: FloatArray) -> UInt8Array:
+    """Return values from 0 to 1 (H, W) as 0 to 255, strip by strip."""
+    values = np.empty(shares.shape, np.uint8)
+    for top in range(0, len(shares), rows := strip_rows(shares.shape[1])):
+        values[top : top + rows] = (shares[top : top + rows] * 255).round().astype(np.uint8)
+        release(shares)
+    return values
+
+
+def _save_overlay(image: UInt8Array, mask: UInt8Array, labels: LabelSet, opacity: float, path: Path) -> None:
+    """Draw and write an overlay; that of a very large image is drawn strip by strip."""
+    if mask.size <= SPOOLED_PIXELS:
+        Image.fromarray(overlay(image, mask, labels, opacity)).save(path, quality=JPEG_QUALITY)
+        return
+    picture = empty_like(mask, (*mask.shape, 3), np.uint8)  # blue first, as OpenCV writes it
+    for top in range(0, len(mask), rows := strip_rows(mask.shape[1])):
+        part = slice(top, top + rows)
+        picture[part] = overlay(np.ascontiguousarray(image[part]), mask[part], labels, opacity)[..., ::-1]
+        for array in (image, mask, picture):
+            release(array)
+    if not cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
+        raise OSError(f"an overlay of {mask.shape[1]} x {mask.shape[0]} pixels cannot be written as {path.suffix[1:]}")
 
 
 def _labelled(records: Iterable[Record]) -> Iterator[annotations.Labelled]:
     for record in records:
         if record.segments:
-            yield annotations.Labelled(record.source, record.name, record.height, record.width, record.segments)
+            file_name = record.file_name or record.source
+            yield annotations.Labelled(file_name, record.name, record.height, record.width, record.segments)

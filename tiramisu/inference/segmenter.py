@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiramisu.arrays import FloatArray, UInt8Array
+from tiramisu.errors import WeightsError
 from tiramisu.inference.engines import Engine, EngineName, Precision, open_engine
 from tiramisu.inference.tiling import blend_tiles, split
 from tiramisu.labels import LabelSet
+from tiramisu.spool import empty_like, release, strip_rows
 from tiramisu.weights import find_weights
 
 TestTimeAugmentation = Literal["none", "flip", "multiscale"]
@@ -28,10 +30,13 @@ SCALES: dict[TestTimeAugmentation, tuple[float, ...]] = {
 TILE = 768  # of which FC-DenseNet103 takes 1.1 GB in torch and 1.4 GB in OpenVINO
 OVERLAP = 128
 PASSES = 8
-STRIP_ROWS = 256
 # Than the images of training, in pixels, before images are made smaller: camvid sees 1.8 times the pixels as well.
 LARGER = 2.0
 TINY = np.float32(1e-12)
+
+
+class NotFiniteError(WeightsError, RuntimeError):
+    """The logits of an image are not numbers, so that there is no mask."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +206,7 @@ class Segmenter:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def _segment_smaller(self, image: UInt8Array, options: Options) -> Segmentation:
-        size = height, width = image.shape[:2]
+        height, width = image.shape[:2]
         rows, columns = self.working_size(height, width, options)
         small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA).reshape(rows, columns, -1)
         wanted = dataclasses.replace(options, probabilities=True)
@@ -213,10 +218,10 @@ class Segmenter:
                 maps[:, down, right] = values
         else:
             maps = self._maps(small[None], wanted)[0]
-        return self._assemble(size, enlarge_by_strips(maps, height, width), options)
+        return self._assemble(image, enlarge_by_strips(maps, height, width), options)
 
     def _segment_tiles(self, image: UInt8Array, options: Options) -> Segmentation:
-        return self._assemble((image.shape[0], image.shape[1]), self._tiles(image, options), options)
+        return self._assemble(image, self._tiles(image, options), options)
 
     def _tiles(self, image: UInt8Array, options: Options) -> Iterator[tuple[slice, slice, FloatArray]]:
         def compute(rows: slice, columns: slice) -> FloatArray:
@@ -227,14 +232,18 @@ class Segmenter:
         return blend_tiles(size, compute, self.tile, self.overlap, self.engine.card.grid)
 
     def _assemble(
-        self, size: tuple[int, int], pieces: Iterable[tuple[slice, slice, FloatArray]], options: Options
+        self, image: UInt8Array, pieces: Iterable[tuple[slice, slice, FloatArray]], options: Options
     ) -> Segmentation:
-        """Turn the maps (see `_maps`) of an image's pieces into its result."""
-        height, width = size
-        mask = np.empty(size, np.uint8)
-        probabilities = np.empty((len(self.labels), height, width), np.float32) if options.probabilities else None
-        uncertainty = np.empty(size, np.float32) if options.uncertainty != "none" else None
-        confidence = np.empty(size, np.float32) if options.confidence else None
+        """Turn the maps (see `_maps`) of an image's pieces into its result, in files where the image is in one."""
+        size = height, width = image.shape[:2]
+        mask = empty_like(image, size, np.uint8)
+        probabilities, uncertainty, confidence = None, None, None
+        if options.probabilities:
+            probabilities = empty_like(image, (len(self.labels), height, width), np.float32)
+        if options.uncertainty != "none":
+            uncertainty = empty_like(image, size, np.float32)
+        if options.confidence:
+            confidence = empty_like(image, size, np.float32)
         for rows, columns, maps in pieces:
             piece = self._finish(maps, options)
             mask[rows, columns] = piece.mask
@@ -244,6 +253,9 @@ class Segmenter:
                 uncertainty[rows, columns] = piece.uncertainty
             if confidence is not None and piece.confidence is not None:
                 confidence[rows, columns] = piece.confidence
+            for array in (image, mask, probabilities, uncertainty, confidence):
+                if array is not None:
+                    release(array)
         return Segmentation(mask, self.labels, probabilities, uncertainty, confidence)
 
     def _finish(self, maps: FloatArray, options: Options) -> Segmentation:
@@ -304,6 +316,8 @@ class Segmenter:
 
     def _logits(self, images: UInt8Array) -> FloatArray:
         logits = self.engine.logits(self._pad(images))
+        if not np.isfinite(logits.sum()):
+            raise NotFiniteError("the network computes NaN or infinite values; its weights may be damaged")
         return logits[:, :, : images.shape[1], : images.shape[2]]
 
     def _pad(self, images: UInt8Array) -> UInt8Array:
@@ -340,8 +354,9 @@ def argmax(scores: NDArray[np.floating]) -> UInt8Array:
 def count_classes(mask: UInt8Array, classes: int) -> NDArray[np.int64]:
     """Return the pixels of each class in a mask."""
     counts = np.zeros(256, np.int64)
-    for top in range(0, len(mask), STRIP_ROWS):  # bincount makes eight bytes of every pixel
-        counts += np.bincount(mask[top : top + STRIP_ROWS].ravel(), minlength=256)
+    for top in range(0, len(mask), rows := strip_rows(mask.shape[1])):  # bincount makes eight bytes of every pixel
+        counts += np.bincount(mask[top : top + rows].ravel(), minlength=256)
+        release(mask)
     return counts[:classes]
 
 
@@ -352,8 +367,9 @@ def enlarge_by_strips(maps: FloatArray, height: int, width: int) -> Iterator[tup
         Rows and columns of a strip, and its maps.
     """
     down, right = maps.shape[1] / height, maps.shape[2] / width
-    for top in range(0, height, STRIP_ROWS):
-        rows = slice(top, min(top + STRIP_ROWS, height))
+    step = max(1, strip_rows(width) // len(maps))
+    for top in range(0, height, step):
+        rows = slice(top, min(top + step, height))
         # centres of pixels, as cv2.resize has them
         inverse = np.array([[right, 0, right / 2 - 0.5], [0, down, (top + 0.5) * down - 0.5]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
