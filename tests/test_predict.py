@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -143,12 +144,36 @@ def test_other_settings_do_not_mix_into_a_folder(weights: Path, scenes: Path, tm
     main(command(weights, scenes, tmp_path, "--tta=flip", "--overwrite"))
 
 
-def test_a_ruined_journal_is_begun_anew(weights: Path, scenes: Path, tmp_path: Path) -> None:
-    main(command(weights, scenes, tmp_path))
-    before = contents(tmp_path)
-    (tmp_path / ".tiramisu.sqlite").write_bytes(b"ruined" * 1000)
-    main(command(weights, scenes, tmp_path))
-    assert contents(tmp_path) == before
+def damage_journal(masks: Path, how: str) -> None:
+    file = masks / ".tiramisu.sqlite"
+    data = bytearray(file.read_bytes())
+    if how == "other":
+        file.unlink()
+        with sqlite3.connect(file) as connection:
+            connection.execute("CREATE TABLE recipes (name TEXT)")
+        return
+    start = 0 if how == "whole" else 4096
+    data[start:] = b"\x5a" * (len(data) - start)
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["whole", "middle", "other"])
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_after_a_damaged_journal_nothing_is_ours(
+    weights: Path, scenes: Path, tmp_path: Path, capsys, how: str, more: list[str]
+) -> None:
+    main(command(weights, scenes, tmp_path / "masks"))
+    damage_journal(tmp_path / "masks", how)
+    before = everything(tmp_path / "masks")
+    with pytest.raises(SystemExit) as ended:
+        main(command(weights, scenes, tmp_path / "masks", *more))
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 1 and ("is damaged" in error or "was not written by tiramisu" in error), error
+    assert "choose another --output" in error and everything(tmp_path / "masks") == before
+
+
+def everything(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_a_videos_overlay_and_areas(weights: Path, tmp_path: Path) -> None:
@@ -365,7 +390,7 @@ def test_files_that_are_no_results_are_never_overwritten(
         with pytest.raises(SystemExit) as ended:
             main([given, "--output=d", f"--weights={weights}"])
         assert ended.value.code == 3
-        assert "no result of an earlier run" in rows(tmp_path / "d" / "failures.csv")[0]["reason"]
+        assert "was not written by tiramisu" in rows(tmp_path / "d" / "failures.csv")[0]["reason"]
     assert (tmp_path / "d" / "a.png").read_bytes() == before
 
 
@@ -441,17 +466,6 @@ def test_a_failure_that_was_taken_away_is_forgotten(weights: Path, tmp_path: Pat
     (images / "bad.png").unlink()
     main(command(weights, images, tmp_path / "masks"))
     assert not rows(tmp_path / "masks" / "failures.csv")
-
-
-def test_a_journal_damaged_in_the_middle_is_begun_anew(weights: Path, tmp_path: Path, capsys) -> None:
-    images = write_scenes(tmp_path / "images", 60, (32, 32))
-    main(command(weights, images, tmp_path / "masks"))
-    file = tmp_path / "masks" / ".tiramisu.sqlite"
-    data = bytearray(file.read_bytes())
-    data[4096:] = b"\x5a" * (len(data) - 4096)
-    file.write_bytes(data)
-    main(command(weights, images, tmp_path / "masks"))
-    assert segmented(capsys) == 60
 
 
 def test_a_damaged_graph_in_the_cache_is_made_again(weights: Path, scenes: Path, tmp_path: Path, monkeypatch) -> None:

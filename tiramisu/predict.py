@@ -25,6 +25,7 @@ from tiramisu.inference.inputs import Entry, find_inputs
 from tiramisu.inference.journal import Journal
 from tiramisu.inference.outputs import RESERVED, AnnotationKind, OutputFolder, OverlayKind, Wanted
 from tiramisu.inference.segmenter import PASSES, Options, Segmenter, TestTimeAugmentation, Uncertainty
+from tiramisu.inference.video import NO_BROWSER, has_h264
 from tiramisu.weights import content_hash, default_weights, find_weights, read_config, shipped_weights
 
 SOME_FAILED = 3
@@ -245,9 +246,13 @@ class Bars:
     def __init__(self, total: int) -> None:
         self.total = total
         self.frames: tqdm[Any] | None = None
+        self.told = False
 
     def on_frame(self, entry: Entry, done: int, total: int) -> None:
         """Show how many frames of a video are done, of as many as it claims to have."""
+        if not self.told and not has_h264():
+            tqdm.write(NO_BROWSER, file=sys.stderr)
+        self.told = True
         if self.frames is None:
             name = entry.path.name
             self.frames = tqdm(total=total or None, desc=name, unit="frame", mininterval=0.5, leave=False, position=1)

@@ -96,7 +96,7 @@ def _shapes(path: Path, document: Any = None) -> list[dict[str, Any]]:
 
 
 def _draw(mask: UInt8Array, kind: str, points: np.ndarray, index: int) -> None:
-    """Draw a shape: the pixels whose centres lie inside, as LabelMe itself has it. The corner of the image is (0, 0)."""
+    """Draw a shape: the pixels whose centres lie inside, as LabelMe does. The corner of the image is (0, 0)."""
     if not np.isfinite(points).all():
         raise ValueError("points are not numbers")
     points = np.clip(points, -LARGEST, LARGEST)

@@ -330,7 +330,7 @@ def write_video(
     )  # fmt: skip
     if result is None:
         return None
-    note = "; ".join(filter(None, (f"video of {result.frames} frames", result.note)))
+    note = f"video of {result.frames} frames"
     return record._replace(
         reason=result.problem, note=note, height=result.height, width=result.width, counts=result.counts
     )

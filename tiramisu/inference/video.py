@@ -25,7 +25,7 @@ from tiramisu.visualize import overlay
 FALLBACK_RATE = 25.0  # frames a second, where a file does not tell
 # Every build of OpenCV has MPEG-4 and VP8; browsers play H.264 and VP8.
 CODECS = {".mp4": ("avc1", "mp4v"), ".webm": ("VP80",)}
-NO_BROWSER = "the overlay is MPEG-4, which browsers do not play: this build of OpenCV has no H.264"
+NO_BROWSER = "Overlay videos are MPEG-4, which browsers do not play: this build of OpenCV has no H.264."
 ATTEMPTS = 16  # to read on behind a damaged part; each skips up to 64 packets
 EXACT = ("mov", "mp4", "m4v", "3gp", "3g2", "avi")  # kinds of files that hold the number of their frames
 JITTER = 0.1  # share by which the times of frames differ where their rate is constant
@@ -51,7 +51,6 @@ class VideoResult(NamedTuple):
         width: of the frames.
         counts: pixels of each class in all of them.
         problem: what is wrong with the file, such as that it is cut short; empty where nothing is.
-        note: what is worth saying about the overlay.
     """
 
     frames: int
@@ -59,7 +58,6 @@ class VideoResult(NamedTuple):
     width: int
     counts: tuple[int, ...]
     problem: str = ""
-    note: str = ""
 
 
 class Frame(NamedTuple):
@@ -216,7 +214,7 @@ def _segment_frames(
     on_frame: Callable[[int, int], None],
 ) -> VideoResult:
     totals = np.zeros(len(segmenter.labels), np.int64)
-    count, size, codec = 0, (0, 0), ""
+    count, size = 0, (0, 0)
     with contextlib.ExitStack() as stack:
         picture = stack.enter_context(atomic_path(output, scratch))
         table = stack.enter_context(atomic_path(output.with_suffix(".csv"), scratch))
@@ -230,7 +228,7 @@ def _segment_frames(
                 raise _StoppedError
             if writer is None:
                 size = frame.shape[0], frame.shape[1]
-                writer, codec = open_writer(picture, video.rate, size)
+                writer = open_writer(picture, video.rate, size)
                 stack.callback(writer.release)
             result = segmenter(frame, options)
             counts = count_classes(result.mask, len(totals))
@@ -244,8 +242,7 @@ def _segment_frames(
         writer.release()  # before the file is renamed
         _check_written(picture, count)
     problem = video.problem() if max_frames is None or count < max_frames else ""
-    note = NO_BROWSER if codec == "mp4v" else ""
-    return VideoResult(count, *size, tuple(int(total) for total in totals), problem, note)
+    return VideoResult(count, *size, tuple(int(total) for total in totals), problem)
 
 
 def _check_written(path: Path, frames: int) -> None:
@@ -261,11 +258,8 @@ def _check_written(path: Path, frames: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def open_writer(path: Path, rate: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, str]:
-    """Open a video file for frames of a height and width.
-
-    Returns:
-        The writer, and its codec, H.264 where this build of OpenCV has it.
+def open_writer(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
+    """Open a video file for frames of a height and width, in H.264 where this build of OpenCV has it.
 
     Raises:
         ImageError: no codec takes this size.
@@ -277,7 +271,7 @@ def open_writer(path: Path, rate: float, size: tuple[int, int]) -> tuple[cv2.Vid
         for shown in dict.fromkeys((rate, round(rate, 2), round(rate, 1), max(1.0, float(round(rate))))):
             writer = _try_writer(path, codec, shown, size)
             if writer is not None:
-                return writer, codec
+                return writer
     raise ImageError(f"no overlay video of {size[1]} x {size[0]} pixels can be written")
 
 
