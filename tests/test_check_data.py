@@ -1,4 +1,9 @@
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +17,8 @@ from tiramisu.check_data import main
 from tiramisu.data import open_source
 from tiramisu.data.folder import FolderOptions, open_folder
 from tiramisu.doctor.survey import find_shift
+from tiramisu.errors import ConfigError
+from tiramisu.files import new_folder
 
 
 def check(root: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
@@ -262,3 +269,54 @@ def test_crop_and_batch_are_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = " ".join(capsys.readouterr().out.split())
     assert "--data.crop_size 96 --data.batch_size 4" in said
     assert "MiB that are free" in said
+
+
+def test_a_copy_that_is_killed_midway_does_not_appear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of a copy would look like a data set of its own."""
+    root = make("grey_index", tmp_path / "data", 60)
+    command = [sys.executable, "-m", "tiramisu.check_data", str(root), f"--fix={tmp_path / 'fixed'}",
+               "--measure=false", f"--output={tmp_path / 'report.html'}"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    staging = tmp_path / ".fixed.tiramisu.tmp"
+    deadline = time.monotonic() + 60
+    while len(list(staging.rglob("*.png"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it must not have ended by itself"
+    assert not (tmp_path / "fixed").exists()
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "fixed"), f"--output={tmp_path / 'other.html'}"])
+    assert ended.value.code == 1 and "Training can start" not in capsys.readouterr().out
+    code, said = check(root, capsys, f"--fix={tmp_path / 'fixed'}")
+    assert code == 0 and "60 images" in said
+    assert len(list((tmp_path / "fixed" / "images").rglob("*.jpg"))) == 60
+    assert not staging.exists() and not list((tmp_path / "fixed").glob(".*"))
+
+
+def test_two_copies_at_once_do_not_mix(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "fixed") as staging:
+        (staging / "a").write_text("one")
+        with pytest.raises(ConfigError, match="another process is writing"), new_folder(tmp_path / "fixed"):
+            pass
+    assert [file.name for file in (tmp_path / "fixed").iterdir()] == ["a"]
+
+
+def test_the_report_overwrites_nobody_elses_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make("grey_index", tmp_path / "data")
+    page = tmp_path / "notes.html"
+    page.write_text("my notes")
+    with pytest.raises(SystemExit):
+        main([str(root), f"--output={page}", "--measure=false"])
+    assert f"{page} already exists and was not written by tiramisu" in capsys.readouterr().err
+    assert page.read_text() == "my notes"
+    for _ in range(2):
+        main([str(root), f"--output={tmp_path / 'page.html'}", "--measure=false"])
+
+
+def test_spreadsheets_run_nothing_of_the_table_of_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make("grey_index", tmp_path / "data")
+    for folder, suffix in (("images", "jpg"), ("masks", "png")):
+        (root / folder / f"000.{suffix}").rename(root / folder / f"=1+1.{suffix}")
+    check(root, capsys, f"--fix={tmp_path / 'fixed'}")
+    cells = re.split(r"[,\r\n]+", (tmp_path / "fixed" / "changes.csv").read_text())
+    assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)

@@ -17,6 +17,7 @@ from tiramisu.doctor.checks import Finding, run_checks
 from tiramisu.doctor.repair import check_target, write_fixed
 from tiramisu.doctor.report import write_report
 from tiramisu.doctor.survey import Survey, survey_folder
+from tiramisu.files import HTML_MARK, refuse_foreign
 
 FOUND_ERRORS = 1
 COLUMNS = 100
@@ -53,6 +54,7 @@ def check_data(
     output = output or Path(REPORT)
     if output.is_dir():
         output /= REPORT
+    refuse_foreign(output, HTML_MARK)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # names of files may be anything
     if fix is not None:

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import itertools
 import logging
 import os
 import re
@@ -99,7 +100,7 @@ def with_flags(args: Sequence[str], flags: Mapping[str, Sequence[str]]) -> list[
         flags: the values of each such option; the first is taken where none of them follows.
     """
     result = []
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
         values = flags.get(arg.removeprefix("--"), ()) if arg.startswith("--") else ()
         result.append(f"{arg}={values[0]}" if values and following not in values else arg)
     return result

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -89,7 +90,7 @@ def given_configurations(args: Sequence[str]) -> list[Path]:
 
 
 def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
         option, equals, value = arg.partition("=")
         yield option.removesuffix("+"), value if equals else following
 

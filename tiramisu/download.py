@@ -12,6 +12,7 @@ import requests
 from tqdm import tqdm
 
 from tiramisu.cli import command, run_function
+from tiramisu.data.camvid import incomplete_mark
 from tiramisu.errors import ConfigError, DataError
 
 CAMVID_URL = (
@@ -58,6 +59,7 @@ def download(
     pooch.get_logger().setLevel("ERROR")
     for folder in {(root / name).parent for name in fetcher.registry}:
         folder.mkdir(parents=True, exist_ok=True)  # pooch's own way fails when two threads do it at once
+    incomplete_mark(root).touch()  # half of a data set must not be trained on
     failures: dict[str, str] = {}
     arrived = 0
     stopping = threading.Event()
@@ -88,6 +90,7 @@ def download(
         missing = sum(not (root / name).is_file() for name in fetcher.registry)
         raise DataError(f"{missing} of {len(futures)} files are still missing in {root}, among them {name}: {reason}; "
                         f"run the same command again to fetch the rest")  # fmt: skip
+    incomplete_mark(root).unlink(missing_ok=True)
     print(f"{len(futures)} files are complete and verified in {root}. {LICENSE_NOTE}")
 
 

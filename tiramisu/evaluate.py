@@ -1,22 +1,25 @@
 """Measure weights on a labelled set: ``python -m tiramisu.evaluate --weights FOLDER --data.root DIR``."""
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from tiramisu import __version__
 from tiramisu.cli import command, hide_library_noise, run_function
 from tiramisu.data.camvid import check_unseen
 from tiramisu.data.folder import FolderOptions
 from tiramisu.data.loading import DatasetName, build_loader, open_source
-from tiramisu.data.source import Source
+from tiramisu.data.source import Relabelled, Source
 from tiramisu.data.streets import Streets
 from tiramisu.data.transforms import SegmentationDataset
-from tiramisu.errors import ConfigError, WeightsError
-from tiramisu.files import atomic_path, write_json
+from tiramisu.errors import ConfigError, DataError, WeightsError
+from tiramisu.files import JSON_MARK, PNG_MARK, SOFTWARE, atomic_path, refuse_foreign, write_json
 from tiramisu.inference.engines import Engine, EngineName, Precision
 from tiramisu.inference.evaluation import BatchNormMode, Evaluation, use_batch_statistics
 from tiramisu.inference.evaluation import evaluate as evaluate_network
@@ -29,6 +32,8 @@ from tiramisu.visualize import comparison
 from tiramisu.weights import find_weights
 
 WORST_IMAGES = 5
+# Files of a report, and what tells them from other people's.
+REPORT = {"evaluation.json": JSON_MARK, "confusion_matrix.png": PNG_MARK, "worst.png": PNG_MARK}
 
 
 @dataclasses.dataclass
@@ -86,6 +91,8 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError("--batch_size must be at least 1")
     if output is not None:
+        for name, mark in REPORT.items():
+            refuse_foreign(output / name, mark)
         output.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written must be told before the work
     if bn == "batch":
         segmenter = Segmenter(batch_statistics_engine(find_weights(weights), engine, device, precision))
@@ -113,14 +120,16 @@ def evaluate(
 def open_labelled(segmenter: Segmenter, weights: str | Path, data: DataOptions) -> Source:
     """Open the data set that the options name, or else the one that the weights were trained on.
 
+    Masks hold the indices of the weights' classes, whose names are those of the data; what does not match is said.
+
     Raises:
         ConfigError: neither names one, the weights are for other channels, or they have seen what is held out.
         DataError: it is missing or damaged.
-        WeightsError: it has other classes than the weights.
+        WeightsError: it has classes that the weights do not know.
     """
     protocol = segmenter.engine.card.protocol
     dataset = data.dataset or protocol.get("dataset")
-    if dataset is None:
+    if not isinstance(dataset, str):
         raise ConfigError("these weights do not say what they were trained on; give --data.dataset")
     if data.holdout is not None and data.split == "test":
         raise ConfigError("--data.holdout parts the training images; measure on --data.split val, which it stands for")
@@ -128,21 +137,44 @@ def open_labelled(segmenter: Segmenter, weights: str | Path, data: DataOptions) 
         check_unseen(data.holdout, protocol, f"the weights {weights}")
     image_size = data.image_size
     if dataset == "streets" and image_size is None and protocol.get("dataset") == "streets":
-        image_size = tuple(protocol.get("resolution", Streets.DEFAULT_SIZE))
+        view = segmenter.view
+        image_size = Streets.DEFAULT_SIZE if view is None else view
     folder = data.folder
     if dataset == "folder" and folder == FolderOptions() and isinstance(protocol.get("folder"), dict):
-        known_options = {field.name for field in dataclasses.fields(FolderOptions)}  # as in training, for its splits
-        folder = FolderOptions(**{key: value for key, value in protocol["folder"].items() if key in known_options})
+        folder = folder_options(protocol["folder"])  # as in training, for its splits
     if dataset == "folder" and folder.in_channels != segmenter.channels:
         raise ConfigError(f"these weights are for images of {segmenter.channels} channels; give "
                           f"--data.folder.in_channels {segmenter.channels}")  # fmt: skip
-    source = open_source(dataset, data.root, data.split, image_size, folder, data.holdout)
-    known, wanted = segmenter.labels.names, source.labels.names
-    unnamed = known == LabelSet.numbered(len(known)).names  # weights that do not know what their classes are called
-    if known != wanted and not (unnamed and len(known) == len(wanted)):
-        raise WeightsError(f"{weights} knows the classes {', '.join(known)}, but {dataset} has "
-                           f"{', '.join(wanted)}; choose another --data.dataset")  # fmt: skip
-    return source
+    source = open_source(cast(DatasetName, dataset), data.root, data.split, image_size, folder, data.holdout)
+    known, wanted = segmenter.labels, source.labels
+    if known.names == LabelSet.numbered(len(known)).names and known.names != wanted.names:
+        # Weights that do not know what their classes are called: the numbers must do.
+        if len(known) != len(wanted):
+            raise WeightsError(f"{weights} has {len(known)} classes without names, but {dataset} has {len(wanted)}; "
+                               f"choose another --data.dataset")  # fmt: skip
+        print(f"{weights} does not name its classes: they are taken in the order of the data.", file=sys.stderr)
+        known = dataclasses.replace(wanted, ignore_index=known.ignore_index)
+    try:
+        matched = Relabelled(source, known)
+    except DataError as error:
+        raise WeightsError(f"{weights} and {dataset} do not match: {error}; choose another --data.dataset") from error
+    if matched.absent:
+        print(f"The data do not have {', '.join(matched.absent)}: these classes are not scored.", file=sys.stderr)
+    elif known.names != wanted.names:
+        print("The data have the classes in another order: they are matched by name.", file=sys.stderr)
+    return matched
+
+
+def folder_options(values: Mapping[str, Any]) -> FolderOptions:
+    """Return the options of a folder that weights remember; what is none of an option's type is left out."""
+    default = FolderOptions()
+    known: dict[str, Any] = {}
+    for field in dataclasses.fields(FolderOptions):
+        value, usual = values.get(field.name), getattr(default, field.name)
+        expected = str if usual is None else type(usual)
+        if type(value) is expected or (value is None and usual is None):
+            known[field.name] = value
+    return FolderOptions(**known)
 
 
 def batch_statistics_engine(weights: Path, engine: EngineName, device: str, precision: Precision) -> Engine:
@@ -165,13 +197,15 @@ def write_report(
     """Write the numbers, the confusion matrix and the worst images into a folder."""
     write_json(
         output / "evaluation.json",
-        {**settings, **result.scores.to_dict(labels), "confusion": result.confusion.tolist()},
+        {"tiramisu": __version__, **settings, **result.scores.to_dict(labels), "confusion": result.confusion.tolist()},
     )
     plot_confusion(result.confusion, labels, output / "confusion_matrix.png")
     samples = [(source[found.position], found.prediction) for found in result.worst]
     worst = [(sample.image, sample.mask, prediction) for sample, prediction in samples]
     with atomic_path(output / "worst.png") as temporary:
-        Image.fromarray(comparison(worst, labels)).save(temporary)
+        mark = PngInfo()
+        mark.add_text("Software", SOFTWARE)
+        Image.fromarray(comparison(worst, labels)).save(temporary, pnginfo=mark)
 
 
 @command("tiramisu.evaluate")

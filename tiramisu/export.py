@@ -15,7 +15,7 @@ from tiramisu.data.source import spread_evenly
 from tiramisu.data.transforms import SegmentationDataset
 from tiramisu.errors import ConfigError, ImageError, TiramisuError
 from tiramisu.evaluate import DataOptions, open_labelled
-from tiramisu.files import atomic_folder, atomic_path
+from tiramisu.files import atomic_folder, atomic_path, refuse_foreign
 from tiramisu.images import decode_image
 from tiramisu.inference.engines import (
     OPENVINO_GRAPH,
@@ -33,7 +33,7 @@ from tiramisu.inference.segmenter import TILE, Segmenter
 from tiramisu.inference.torch_engine import TorchEngine
 from tiramisu.models import load_network
 from tiramisu.models.network import store_as_float16
-from tiramisu.weights import WEIGHTS_FILE, find_weights
+from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, find_weights
 
 Format = Literal["onnx", "openvino", "openvino-int8", "float16"]
 
@@ -43,6 +43,14 @@ CHECK_SIZES = ((96, 128), (150, 210))  # of the images that are compared, where 
 # classes along borders, and more in weights that are hardly trained; what that costs, labelled data tell.
 AGREEMENT = {"onnx": 0.995, "openvino": 0.995, "openvino-int8": 0.9, "float16": 0.995}
 CALIBRATION_IMAGES = 100
+# Files that are written, and what tells them from other people's; the tensors beside them carry no mark.
+GRAPH_MARKS, WEIGHTS_MARKS = (
+    {OPENVINO_GRAPH: b"tiramisu"},
+    {"README.md": b"trained with tiramisu", CONFIG_FILE: b'"protocol"'},
+)
+MARKS = {"onnx": {"": b"tiramisu"}, "openvino": GRAPH_MARKS, "openvino-int8": GRAPH_MARKS, "float16": WEIGHTS_MARKS}
+TENSORS = {"openvino": ("model.bin", OPENVINO_GRAPH), "openvino-int8": ("model.bin", OPENVINO_GRAPH),
+           "float16": (WEIGHTS_FILE, CONFIG_FILE)}  # fmt: skip
 DEFAULT_DATA = DataOptions()
 
 
@@ -87,6 +95,10 @@ def export(
         raise ConfigError(
             f"--output {output} holds {other.name}; give another folder: one holds weights or a graph, not both"
         )
+    for name, mark in MARKS[format].items():
+        refuse_foreign(output / name if name else output, mark)
+    if format in TENSORS and not (output / TENSORS[format][1]).exists():
+        refuse_foreign(output / TENSORS[format][0], b"\0never\0")  # without the file that describes it, it is not ours
     folder = find_weights(weights)
     if data != DEFAULT_DATA:  # what is wrong with it is told before the work
         open_labelled(Segmenter(TorchEngine.open(folder, "cpu")), weights, data)

@@ -19,6 +19,10 @@ from tiramisu.errors import ConfigError
 MIB = 2**20
 TEXT_LIMIT = 256 * MIB  # lists of files, CSV files
 FOREIGN = "already exists and was not written by tiramisu; choose another --output"
+SOFTWARE = "tiramisu"  # in the PNG files that commands write into folders of the user's choice
+PNG_MARK = b"Software\0tiramisu"
+HTML_MARK = b'<meta name="generator" content="tiramisu">'
+JSON_MARK = b'"tiramisu": "'
 NAME_BYTES = 240  # of 255 that file systems take: suffixes such as .png come on top
 
 
@@ -65,6 +69,52 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             file.replace(path / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` on success; where the process is killed, `path` does not appear.
+
+    What a killed process has left behind is removed first.
+
+    Args:
+        path: of the folder; it does not exist, or is empty.
+
+    Raises:
+        ConfigError: another process is writing it.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100  # a name is needed, which . has not
+    temporary = path.with_name(f".{path.name}.{SOFTWARE}.tmp")
+    temporary.mkdir(parents=True, exist_ok=True)
+    with (temporary / ".lock").open("a+") as lock:
+        if not _lock(lock):
+            raise ConfigError(f"another process is writing {path}; wait for it, or give another folder")
+        for entry in temporary.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
+        try:
+            yield temporary
+            (temporary / ".lock").unlink()
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock a file for as long as it is open; tell whether nobody else had. Where there are no locks nobody has."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def refuse_foreign(file: Path, mark: bytes) -> None:

@@ -34,7 +34,7 @@ from tiramisu.data.transforms import SampleKey, SegmentationDataset
 from tiramisu.device import default_device, fast_bf16, peak_memory_mib
 from tiramisu.doctor.checks import quick_check
 from tiramisu.errors import ConfigError, DivergedError, TiramisuError, WeightsError
-from tiramisu.files import write_json
+from tiramisu.files import PNG_MARK, refuse_foreign, write_json
 from tiramisu.metrics import format_table, scores_from_confusion
 from tiramisu.models.network import SegmentationNetwork, library_versions
 from tiramisu.training.averaging import WarmupEMA
@@ -246,6 +246,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def show_suggestion(cli: TrainCLI) -> None:
     """Find and print what to train with."""
+    refuse_foreign(Path(RATES_PLOT), PNG_MARK)
     found = tune(cli.model, cli.datamodule, str(cli.trainer.precision), announce)
     plot_rates(found.rates, found.losses, found.lr, Path(RATES_PLOT))
     options = f"--model.lr {found.lr:.1e}"

@@ -58,6 +58,9 @@ class CamVid:
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
 
     def __init__(self, root: str | Path, split: str = "train", holdout: str | None = None) -> None:
+        if incomplete_mark(Path(root)).exists():
+            raise DataError(f"the download of CamVid into {root} is not complete; run it again: "
+                            f"{DOWNLOAD_COMMAND.format(root=root)}")  # fmt: skip
         stands_for_val = holdout is not None and split == "val"
         files = "train" if stands_for_val else split
         images, masks = Path(root) / files, Path(root) / f"{files}annot"
@@ -94,6 +97,12 @@ class CamVid:
             raise DataError(f"mask {self.masks[index]} is {mask.shape[0]} x {mask.shape[1]}, but its image is "
                             f"{image.shape[0]} x {image.shape[1]}")  # fmt: skip
         return Sample(image, mask, self.images[index].name)
+
+
+def incomplete_mark(root: Path) -> Path:
+    """Return the file that lies beside a root as long as its download is not complete."""
+    whole = root.absolute()
+    return whole.with_name(f".{whole.name}.incomplete")
 
 
 def check_unseen(holdout: str | None, protocol: Any, weights: str) -> None:

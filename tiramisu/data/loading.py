@@ -21,6 +21,8 @@ from tiramisu.labels import LabelSet
 DatasetName = Literal["streets", "camvid", "folder"]
 Split = Literal["train", "val", "test"]
 
+MAX_SIDE = 8192  # of drawn scenes, in pixels
+
 DATASETS: dict[str, type[CamVid] | type[Streets] | type[Folder]] = {
     "streets": Streets, "camvid": CamVid, "folder": Folder,
 }  # fmt: skip
@@ -55,6 +57,8 @@ def open_source(
     if dataset == "streets":
         if image_size is not None and min(image_size) < MIN_SIZE:
             raise ConfigError(f"--data.image_size {list(image_size)} is too small; use at least {MIN_SIZE}")
+        if image_size is not None and max(image_size) > MAX_SIDE:
+            raise ConfigError(f"--data.image_size {list(image_size)} is too large; use at most {MAX_SIDE}")
         return Streets(split, image_size or Streets.DEFAULT_SIZE)
     if image_size is not None:
         raise ConfigError(f"--data.image_size applies to streets only; {dataset} images keep their size")

@@ -46,6 +46,49 @@ class Source(Protocol):
         ...
 
 
+class Relabelled:
+    """A source whose masks hold the indices of other labels, matched by name, void to void.
+
+    Args:
+        source: to read.
+        labels: whose indices to use.
+
+    Attributes:
+        absent: classes of `labels` that the source does not have.
+
+    Raises:
+        DataError: the source has a class that the labels do not.
+    """
+
+    def __init__(self, source: Source, labels: LabelSet) -> None:
+        self.source, self.labels = source, labels
+        places = {name: index for index, name in enumerate(labels.names)}
+        places |= {name.casefold(): index for name, index in reversed(places.items()) if name.casefold() not in places}
+        own = source.labels
+        self._table = np.full(256, labels.ignore_index, np.uint8)
+        unknown = []
+        for index, name in enumerate(own.names):
+            found = places.get(name, places.get(name.casefold()))
+            if found is None:
+                unknown.append(name)
+            else:
+                self._table[index] = found
+        if unknown:
+            raise DataError(f"the data have {', '.join(unknown)}, which the weights do not know; they know "
+                            f"{', '.join(labels.names)}")  # fmt: skip
+        used = set(self._table[: len(own)].tolist())
+        self.absent = [name for index, name in enumerate(labels.names) if index not in used]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample."""
+        sample = self.source[index]
+        return sample._replace(mask=self._table[sample.mask])
+
+
 def spread_evenly(length: int, count: int) -> list[int]:
     """Return at most `count` positions that are spread evenly over `length`, the first and the last among them."""
     return np.unique(np.linspace(0, length - 1, min(length, count)).astype(int)).tolist()

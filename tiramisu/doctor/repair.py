@@ -16,7 +16,7 @@ from tiramisu.data.source import read_image
 from tiramisu.doctor.checks import why_unusable
 from tiramisu.doctor.survey import Fact, Survey
 from tiramisu.errors import ConfigError
-from tiramisu.files import CsvWriter, atomic_path, distinct
+from tiramisu.files import CsvWriter, atomic_path, distinct, new_folder
 from tiramisu.visualize import save_mask
 
 
@@ -43,6 +43,8 @@ def check_target(root: Path, target: Path) -> None:
 def write_fixed(survey: Survey, target: Path) -> list[Change]:
     """Write a corrected copy: upright images, masks of class indices, splits as folders, classes.yaml, changes.csv.
 
+    It appears when it is complete: half a copy could be trained on without a word.
+
     Args:
         survey: of the original.
         target: folder of the copy.
@@ -51,8 +53,14 @@ def write_fixed(survey: Survey, target: Path) -> list[Change]:
         What became of each image.
 
     Raises:
+        ConfigError: another process is writing it.
         OSError: it cannot be written.
     """
+    with new_folder(target) as staging:
+        return _write_copy(survey, staging)
+
+
+def _write_copy(survey: Survey, target: Path) -> list[Change]:
     seen_elsewhere = {fact.digest for fact in survey.facts if fact.split != "train" and fact.digest}
     names = distinct([PurePosixPath(fact.pair.image).stem for fact in survey.facts])
     changes = []

@@ -7,13 +7,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tiramisu.files import atomic_path
+from tiramisu.files import SOFTWARE, atomic_path
 from tiramisu.labels import LabelSet
 
 
 def _save(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+        figure.savefig(temporary, dpi=120, metadata={"Software": SOFTWARE})
 
 
 def plot_confusion(confusion: Tensor, labels: LabelSet, path: Path) -> None:
