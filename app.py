@@ -26,6 +26,7 @@ from tiramisu.demo.quick_training import QuickTraining
 from tiramisu.demo.service import Queues, Service, Step
 from tiramisu.errors import TiramisuError
 from tiramisu.inference.engines import EngineName, is_installed
+from tiramisu.inference.inputs import VIDEO_SUFFIXES
 from tiramisu.inference.segmenter import Options, Segmenter
 from tiramisu.labels import LabelSet
 from tiramisu.visualize import error_map, hex_color, with_safe_colors
@@ -186,7 +187,7 @@ def photos_part() -> list[Picture]:
     """Let the visitor bring images; return them all."""
     files = st.file_uploader(
         "Drop images here", accept_multiple_files=True, key="files", max_upload_size=LIMITS.image_mib,
-        help="JPEG, PNG, WebP, TIFF, AVIF, BMP, GIF and more, of any size up to "
+        help="JPEG, PNG, HEIC, WebP, TIFF, AVIF, BMP, GIF and more, of any size up to "
         f"{LIMITS.pixels // 1_000_000} megapixels. They are deleted after your visit.",
     )  # fmt: skip
     pictures = [picture for file in files if (picture := bring(file.file_id, file.name, file))]
@@ -484,7 +485,8 @@ def assessment_part(result: Result, results: list[Result], labels: LabelSet) -> 
 def video_part(service: Service, setup: Setup, labels: LabelSet) -> None:
     """Segment a video."""
     file = st.file_uploader(
-        "Drop a video here", ["mp4", "avi", "mov", "webm", "mkv"], key="video", max_upload_size=LIMITS.video_mib,
+        "Drop a video here", sorted(suffix.lstrip(".") for suffix in VIDEO_SUFFIXES), key="video",
+        max_upload_size=LIMITS.video_mib,
         help=f"The first {LIMITS.frames} frames are segmented.",
     )  # fmt: skip
     known = state("clip", None)  # outlives a look at another source, which makes the uploader forget its file

@@ -308,24 +308,6 @@ def test_memory_does_not_grow_with_the_number_of_images(weights: Path, tmp_path:
     assert len(rows(tmp_path / "many" / "areas.csv")) == 5000
 
 
-@pytest.mark.slow
-def test_a_huge_image_fits_into_four_gib(weights: Path, tmp_path: Path) -> None:
-    small = write_scenes(tmp_path / "small", 1)
-    base = peak_memory(command(weights, small, tmp_path / "base"))
-    (tmp_path / "huge").mkdir()
-    scene = Image.fromarray(draw_scene(5, 0, 500, 500)[0])
-    huge = Image.new("RGB", (20_000, 20_000))
-    for left in range(0, 20_000, 500):
-        for top in range(0, 20_000, 500):
-            huge.paste(scene, (left, top))
-    huge.save(tmp_path / "huge" / "huge.jpg", quality=80)
-    del huge
-    assert peak_memory(command(weights, tmp_path / "huge", tmp_path / "masks")) - base < 4096
-    Image.MAX_IMAGE_PIXELS = None
-    with Image.open(tmp_path / "masks" / "huge.png") as mask:
-        assert mask.size == (20_000, 20_000)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

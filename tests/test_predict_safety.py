@@ -373,6 +373,17 @@ def test_damaged_videos_are_reported_after_what_can_be_read(
     assert code == 3 and (tmp_path / "out" / "videos" / "drive.mp4").stat().st_mtime_ns == written, "not done again"
 
 
+def test_an_mp4_that_ends_before_its_index(weights: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "in").mkdir()
+    file = write_video(tmp_path / "in" / "drive.mp4", codec="mp4v")
+    file.write_bytes(file.read_bytes()[:-3000])
+    (tmp_path / "in" / "text.mp4").write_bytes(b"no video at all" * 100)
+    code, _ = ends_with(command(weights, tmp_path / "in", tmp_path / "out"), capsys)
+    reasons = {Path(row["image"]).name: row["reason"] for row in rows(tmp_path / "out" / "failures.csv")}
+    assert code == 3 and reasons["drive.mp4"] == "a truncated video: the index at its end is missing"
+    assert reasons["text.mp4"] == "not a video that can be read here"
+
+
 @pytest.mark.parametrize("rate", [211.222, 14.985014985, 59.94005994, 0.5, 333.333])
 def test_odd_rates_still_give_an_overlay(weights: Path, tmp_path: Path, rate: float) -> None:
     (tmp_path / "in").mkdir()

@@ -1,11 +1,12 @@
 """Decoding images of any kind into RGB, without trusting their names, sizes or contents."""
 
+import contextlib
 import importlib.util
 import io
+import mmap
 import stat
-import struct
 import warnings
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tiramisu import tiff
 from tiramisu.arrays import UInt8Array
 from tiramisu.errors import ImageError
-from tiramisu.spool import SPOOLED_PIXELS, release, spooled, strip_rows
+from tiramisu.spool import SPOOLED_PIXELS, release, released, spooled, strip_rows
 from tiramisu.tiff import check_pixels
 
 DEFAULT_MAX_PIXELS = 400_000_000
@@ -46,6 +47,7 @@ UNREAD_SUFFIXES = frozenset((
     *(() if HAS_HEIF else HEIF_SUFFIXES),
 ))
 # fmt: on
+JPEG_END, TAIL = b"\xff\xd9", 1 << 16  # and within how many bytes of the end of a file it is looked for
 Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, at every open, and may be set by the user
 
 
@@ -90,12 +92,14 @@ def decode_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of damaged metadata; the pixels decide
             file = _file(source)
-            if tiff.is_tiff(file) and (channels not in (1, 3) or tiff.is_deep(file) or not _is_known(file)):
-                return _decode_tiff(file, channels, max_pixels)
+            if tiff.is_tiff(file):
+                large = spool if channels == 3 and _is_large(*tiff.tiff_size(file)) and tiff.is_plain(file) else None
+                if channels not in (1, 3) or tiff.is_deep(file) or large is not None or not _is_known(file):
+                    return _decode_tiff(file, channels, max_pixels, large)
             with _open(file, max_pixels) as image:
                 check_pixels(image.width, image.height, max_pixels)
                 pages = getattr(image, "n_frames", 1)
-                if channels == 3 and image.width * image.height > SPOOLED_PIXELS and spool is not None:
+                if channels == 3 and _is_large(image.width, image.height) and spool is not None:
                     pixels, note = _decode_large(file, image, spool)
                 else:
                     image.load()
@@ -176,16 +180,23 @@ def _is_known(file: Path | io.BytesIO) -> bool:
     return True
 
 
-def _decode_tiff(file: Path | io.BytesIO, channels: int, max_pixels: int) -> DecodedImage:
+def _is_large(width: int, height: int) -> bool:
+    return width * height > SPOOLED_PIXELS
+
+
+def _decode_tiff(file: Path | io.BytesIO, channels: int, max_pixels: int, spool: Path | None) -> DecodedImage:
     if channels not in (1, 3):
         return DecodedImage(tiff.read_bands(file, channels, max_pixels), "")
     check_pixels(*tiff.tiff_size(file), max_pixels)
-    picture = tiff.read_picture(file)
+    picture = tiff.read_picture(file, spool)
     pixels = turn(picture.pixels, picture.orientation)
     if channels == 1:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
     notes = [f"first of {picture.pages} pages"] if picture.pages > 1 else []
-    return DecodedImage(np.ascontiguousarray(pixels), "; ".join([*notes, *filter(None, [picture.note])]))
+    return DecodedImage(
+        pixels if spool is not None else np.ascontiguousarray(pixels),
+        "; ".join([*notes, *filter(None, [picture.note])]),
+    )
 
 
 def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -207,24 +218,35 @@ def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 def _decode_large(file: Path | io.BytesIO, image: Image.Image, spool: Path) -> tuple[UInt8Array, str]:
     """Decode an image into a temporary file.
 
-    Pillow keeps four bytes a pixel; JPEG and PNG are decoded by OpenCV into three.
+    Pillow keeps four bytes of every pixel in memory. imagecodecs decodes JPEG and PNG into the file, and to the same
+    values, for both use libjpeg-turbo.
     """
-    orientation = _orientation(image)
-    plain = image.mode in ("L", "RGB", "P") and "transparency" not in image.info
-    decoded: NDArray[Any] | None = None
-    if plain and image.format in ("JPEG", "PNG", "MPO") and isinstance(file, Path):
-        _check_complete(file, str(image.format))
-        decoded = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     pixels = spooled((image.height, image.width, 3), np.uint8, spool)
     note = ""
-    if decoded is not None and decoded.shape == pixels.shape:
-        for top in range(0, image.height, rows := strip_rows(image.width)):
-            pixels[top : top + rows] = decoded[top : top + rows]
-    else:
+    deep = image.format == "PNG" and _head(file, 25)[24:] != b"\x08"
+    if image.mode != "RGB" or image.format not in ("JPEG", "MPO", "PNG") or "transparency" in image.info or deep:
         image.load()
         _, note = _to_rgb(image, pixels)
+    else:
+        import imagecodecs  # imported here: it takes a tenth of a second, and few images are as large
+
+        decode = imagecodecs.png_decode if image.format == "PNG" else imagecodecs.jpeg8_decode
+        with _mapped(file) as data:
+            if image.format != "PNG" and data.rfind(JPEG_END, max(0, len(data) - TAIL)) < 0:
+                raise ImageError("a truncated JPEG: its end is missing")  # which the decoder fills in without a word
+            with released(pixels):
+                decode(data, out=pixels)
     release(pixels)
-    return turn(pixels, orientation), note
+    return turn(pixels, _orientation(image)), note
+
+
+@contextlib.contextmanager
+def _mapped(file: Path | io.BytesIO) -> Iterator[bytes | mmap.mmap]:
+    if isinstance(file, io.BytesIO):
+        yield file.getvalue()
+        return
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def _orientation(image: Image.Image) -> int:
@@ -232,36 +254,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # damaged EXIF: the pixels are as good as they were
         return 1
-
-
-def _check_complete(file: Path, kind: str) -> None:
-    """Refuse a JPEG without its end, and a PNG with a damaged part: OpenCV fills in what is missing without a word.
-
-    Raises:
-        ImageError: it is such a file.
-    """
-    with file.open("rb") as stream:
-        if kind != "PNG":
-            stream.seek(max(0, file.stat().st_size - (1 << 16)))
-            if b"\xff\xd9" not in stream.read():
-                raise ImageError("a truncated JPEG: its end is missing")
-            return
-        stream.seek(8)
-        while True:
-            header = stream.read(8)
-            if len(header) < 8:
-                raise ImageError("a truncated PNG: its end is missing")
-            length, name = struct.unpack(">I4s", header)
-            check = zlib.crc32(name)
-            while length:
-                part = stream.read(min(length, 1 << 20))
-                if not part:
-                    raise ImageError("a truncated PNG")
-                check, length = zlib.crc32(part, check), length - len(part)
-            if stream.read(4) != struct.pack(">I", check):
-                raise ImageError(f"a damaged PNG: the checksum of its part {name.decode('latin-1')} is wrong")
-            if name == b"IEND":
-                return
 
 
 def _sixteen_bits(file: Path | io.BytesIO, image: Image.Image, upright: Image.Image) -> tuple[UInt8Array, str] | None:

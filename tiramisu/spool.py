@@ -1,9 +1,12 @@
 """Arrays that lie in a temporary file: what very large images need without holding them in memory."""
 
+import contextlib
 import math
 import mmap
 import os
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 
 SPOOLED_PIXELS = 64_000_000  # images with more are kept in a file, where a folder for it is given
 STRIP_PIXELS = 2_000_000  # that are computed at once where an image is gone through strip by strip
+RELEASE_SECONDS = 0.05
 
 
 class SpooledArray(np.ndarray):
@@ -64,6 +68,27 @@ def release(array: NDArray[Any]) -> None:
     """Let go of the memory in which parts of a spooled array are cached; its values stay in the file."""
     if isinstance(array, SpooledArray) and array.mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         array.mapping.madvise(mmap.MADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def released(array: NDArray[Any]) -> Iterator[None]:
+    """Let go of an array's memory again and again while something goes through all of it."""
+    done = threading.Event()
+
+    def keep_releasing() -> None:
+        while not done.wait(RELEASE_SECONDS):
+            release(array)
+
+    thread = threading.Thread(target=keep_releasing, daemon=True)
+    if isinstance(array, SpooledArray):
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
+        release(array)
 
 
 def strip_rows(width: int) -> int:

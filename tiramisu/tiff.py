@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from tiramisu.arrays import UInt8Array
 from tiramisu.errors import ImageError
-from tiramisu.spool import strip_rows
+from tiramisu.spool import empty_like, release, released, spooled, strip_rows
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK = 0, 1, 2, 3, 5  # PhotometricInterpretation
 ASSOCIATED_ALPHA, UNASSOCIATED_ALPHA = 1, 2  # ExtraSamples
 UNSIGNED = 1  # SampleFormat
+COLORS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4}  # samples
+JPEG_COMPRESSIONS = (6, 7, 34892)
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 274  # tag
 
@@ -65,6 +67,13 @@ def is_deep(file: Path | io.BytesIO) -> bool:
         return max(bits) > 8 or page.sampleformat != UNSIGNED
 
 
+def is_plain(file: Path | io.BytesIO) -> bool:
+    """Tell whether `read_picture` reads the first page as Pillow does: not JPEG, which has colours of its own."""
+    with _open(file) as tiff:
+        page = _first_page(tiff)
+        return int(page.photometric) in COLORS and int(page.compression) not in JPEG_COMPRESSIONS
+
+
 def tiff_size(file: Path | io.BytesIO) -> tuple[int, int]:
     """Return width and height of the first page of a TIFF."""
     with _open(file) as tiff:
@@ -72,13 +81,17 @@ def tiff_size(file: Path | io.BytesIO) -> tuple[int, int]:
         return page.imagewidth, page.imagelength
 
 
-def read_picture(file: Path | io.BytesIO) -> TiffPicture:
+def read_picture(file: Path | io.BytesIO, spool: Path | None = None) -> TiffPicture:
     """Read the first page of a TIFF as RGB.
 
     Unsigned numbers are scaled from their whole range, of BitsPerSample bits, to 0 to 255; those of 32 and 64 bits from
     that of 8 or 16 bits where they all fit. Floating-point numbers from 0 to 1 are scaled to 0 to 255. All others are
     stretched between the smallest and the largest, and the note says so. White-is-zero is inverted, palettes are looked
     up, alpha is laid over white, CMYK is turned into RGB.
+
+    Args:
+        file: to read.
+        spool: folder for temporary files in which the values and the pixels then lie.
 
     Raises:
         ImageError: it is cut short, or of a kind that is not read; the message says which.
@@ -87,12 +100,17 @@ def read_picture(file: Path | io.BytesIO) -> TiffPicture:
     with _open(file) as tiff:
         page = _first_page(tiff)
         _check_complete(page, tiff.filehandle.size)
-        values = page.asarray()
+        if spool is None:
+            values = page.asarray()
+        else:
+            values = spooled(page.shape, page.dtype, spool)
+            with released(values):
+                page.asarray(out=values)
         pages, orientation = len(tiff.pages), page.tags.get(ORIENTATION)
         photometric, extra, axes = int(page.photometric), tuple(page.extrasamples or ()), page.axes
         bits, colormap = page.bitspersample, page.colormap
     values = _samples_last(values, axes)
-    colors = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4}.get(photometric)
+    colors = COLORS.get(photometric)
     if colors is not None and values.shape[2] > colors + 1:
         raise ImageError(f"a TIFF of {values.shape[2]} channels; networks for that are trained with in_channels "
                          f"{values.shape[2]}")  # fmt: skip
@@ -183,6 +201,7 @@ def _range(values: NDArray[Any]) -> tuple[float, float, int]:
     low, high, invalid = np.inf, -np.inf, 0
     for top in range(0, len(values), rows := strip_rows(values.shape[1])):
         part = values[top : top + rows]
+        release(values)
         if part.dtype.kind == "f":
             finite = np.isfinite(part)
             invalid += int(part.size - finite.sum())
@@ -207,8 +226,10 @@ def _to_bytes(values: NDArray[Any], scale: Scale) -> UInt8Array:
 
 def _to_rgb(values: NDArray[Any], colors: int, scale: Scale, photometric: int, extra: int) -> UInt8Array:
     alpha = values.shape[2] > colors and extra in (ASSOCIATED_ALPHA, UNASSOCIATED_ALPHA)
-    pixels = np.empty((*values.shape[:2], 3), np.uint8)
+    pixels = empty_like(values, (*values.shape[:2], 3), np.uint8)
     for top in range(0, len(values), rows := strip_rows(values.shape[1])):
+        for array in (values, pixels):
+            release(array)
         part = _to_bytes(values[top : top + rows, :, : colors + alpha], scale)
         seen = part[..., :colors]
         if photometric == WHITE_IS_ZERO:
@@ -229,5 +250,10 @@ def _look_up(values: NDArray[Any], colormap: NDArray[Any] | None) -> UInt8Array:
         raise ImageError("a palette TIFF without a palette")
     table = np.asarray(colormap)
     # Colours have 16 bits; some programs write 8.
-    scaled = np.rint(table / 257) if table.max(initial=0) > 255 else table
-    return np.ascontiguousarray(scaled.astype(np.uint8)[:, np.minimum(values, table.shape[1] - 1)].transpose(1, 2, 0))
+    scaled = (np.rint(table / 257) if table.max(initial=0) > 255 else table).astype(np.uint8).T
+    pixels = empty_like(values, (*values.shape, 3), np.uint8)
+    for top in range(0, len(values), rows := strip_rows(values.shape[1])):
+        pixels[top : top + rows] = scaled[np.minimum(values[top : top + rows], len(scaled) - 1)]
+        for array in (values, pixels):
+            release(array)
+    return pixels

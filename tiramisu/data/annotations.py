@@ -15,9 +15,10 @@ from pycocotools import mask as run_lengths
 from tiramisu.arrays import UInt8Array
 from tiramisu.data.classes import VOID, VOID_NAMES, ClassEntry, ClassMap, build_class_map
 from tiramisu.errors import DataError
-from tiramisu.files import read_text
+from tiramisu.files import MIB, read_text
 
 BACKGROUND = "background"
+ANNOTATIONS_LIMIT = 4096 * MIB  # of a file; those of COCO itself have 450 MiB
 LARGEST = 30_000  # pixels; coordinates beyond are hostile, and cv2 and pycocotools fail on them
 
 
@@ -30,7 +31,7 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"{path} does not exist, or is no file")
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, ANNOTATIONS_LIMIT))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}); replace it or remove it and its image") from error
 
@@ -42,10 +43,17 @@ def background_of(classes: ClassMap) -> int:
 
 
 def classes_of_names(names: set[str]) -> ClassMap:
-    """Name the classes of annotations where nobody has listed them: background first, then the names in order."""
+    """Name the classes of annotations where nobody has listed them: background first, then the names in order.
+
+    Raises:
+        DataError: there are too many, or a name is no printable text.
+    """
     by_case = {name.strip().casefold(): name.strip() for name in sorted(names, reverse=True)}
     others = sorted(name for key, name in by_case.items() if key not in (BACKGROUND, "_background_", *VOID_NAMES))
-    return build_class_map([ClassEntry(name) for name in (BACKGROUND, *others)])
+    try:
+        return build_class_map([ClassEntry(name) for name in (BACKGROUND, *others)])
+    except ValueError as error:
+        raise DataError(f"the class names of the annotations cannot be used: {error}") from error
 
 
 # ---- LabelMe: one JSON file per image

@@ -14,11 +14,12 @@ from PIL import ImageColor
 
 from tiramisu.data.camvid import CamVid
 from tiramisu.errors import DataError
-from tiramisu.files import atomic_path, read_text
+from tiramisu.files import MIB, atomic_path, read_text
 from tiramisu.labels import RGB, LabelSet
 
 VOID = 255  # what pixels without a class become
 MAX_CLASSES = 250
+CLASSES_LIMIT = 4 * MIB  # of a file of classes
 FILE_NAMES = ("classes.yaml", "classes.yml", "classes.json", "classes.txt", "classes.csv", "class_dict.csv")
 VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled", "unlabled", "__ignore__")
 HEADS = {"name", "class", "value", "pixel value", "r", "red"}  # of columns
@@ -132,7 +133,7 @@ def read_classes(path: Path) -> ClassMap:
         DataError: the file cannot be read or makes no sense; the message names it.
     """
     try:
-        text = read_text(path)
+        text = read_text(path, CLASSES_LIMIT)
     except FileNotFoundError as error:
         raise DataError(f"there is no file of classes at {path}; give one as --data.folder.classes") from error
     except OSError as error:

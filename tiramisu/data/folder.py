@@ -376,8 +376,7 @@ def _classes_of_annotations(root: Path, listing: Listing) -> ClassMap:
     pairs = listing.all_pairs
     if listing.kind == "classes":
         names = {class_of_mask(mask, pair.image) for pair in pairs for mask in pair.mask}
-        known = sorted(names - {"background"})
-        return build_class_map([ClassEntry(name) for name in ("background", *known)])
+        return classes_of_names(names)
     names = set()
     if listing.kind == "coco":
         for reference in {pair.mask[0] for pair in pairs}:

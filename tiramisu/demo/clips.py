@@ -90,7 +90,9 @@ def segment_clip(
         assert result is not None  # it is never stopped
         table = overlay.with_suffix(".csv").read_text(encoding="utf-8")
         note = f"{result.frames} frames of {result.width} x {result.height} pixels"
-        if total > result.frames:
+        if result.problem:
+            note += f"; {result.problem}"
+        elif total > result.frames:
             note += f", the first of {total}"
         return Clip(overlay.read_bytes(), table, _chart(table, labels), note)
     except ImageError as error:

@@ -16,7 +16,7 @@ from tiramisu.errors import WeightsError
 from tiramisu.inference.engines import Engine, EngineName, Precision, open_engine
 from tiramisu.inference.tiling import blend_tiles, split
 from tiramisu.labels import LabelSet
-from tiramisu.spool import empty_like, release, strip_rows
+from tiramisu.spool import empty_like, release, released, strip_rows
 from tiramisu.weights import find_weights
 
 TestTimeAugmentation = Literal["none", "flip", "multiscale"]
@@ -208,7 +208,8 @@ class Segmenter:
     def _segment_smaller(self, image: UInt8Array, options: Options) -> Segmentation:
         height, width = image.shape[:2]
         rows, columns = self.working_size(height, width, options)
-        small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA).reshape(rows, columns, -1)
+        with released(image):
+            small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA).reshape(rows, columns, -1)
         wanted = dataclasses.replace(options, probabilities=True)
         maps: FloatArray
         if rows * columns > self.tile**2:

@@ -91,7 +91,8 @@ class Video:
         width, height = (int(self.capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
         if not self.capture.isOpened() or width * height <= 0:
             self.capture.release()
-            raise ImageError(f"{path}: not a video that can be read here, or one that is cut short")
+            cut = "a truncated video: the index at its end is missing" if _lacks_index(path) else ""
+            raise ImageError(f"{path}: {cut or 'not a video that can be read here'}")
         if width * height > max_pixels:
             self.capture.release()
             raise ImageError(f"{path}: frames of {width} x {height} are more than the limit of {max_pixels:,} pixels")
@@ -151,6 +152,26 @@ class Video:
         if not wide or len(wide) > GAPS or len(odd) - len(wide) > 0.05 * len(gaps):
             return 0
         return sum(round(gap / usual) - 1 for gap in wide)
+
+
+def _lacks_index(path: Path) -> bool:
+    """Tell whether an MP4 or MOV file ends before its index, the atom moov, without which nothing can be read."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        at = 0
+        while at + 8 <= size:
+            stream.seek(at)
+            head = stream.read(16)
+            length, name = int.from_bytes(head[:4], "big"), head[4:8]
+            if at == 0 and name != b"ftyp":
+                return False
+            if name == b"moov":
+                return at + length > size
+            length = int.from_bytes(head[8:16], "big") if length == 1 else length
+            if length < 8:  # to the end of the file
+                return True
+            at += length
+    return True
 
 
 def count_frames(path: Path) -> int:
