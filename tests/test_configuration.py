@@ -1,5 +1,6 @@
 """What others send is data: run folders and configurations that would run code, write elsewhere, or never end."""
 
+import importlib.metadata
 import shutil
 import sys
 from pathlib import Path
@@ -136,6 +137,8 @@ def test_a_network_of_the_users_own_needs_to_be_named_or_trusted(
         ({"trainer__logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}}, "save_dir: ."),
         ({"trainer__logger": {"class_path": "lightning.pytorch.loggers.WandbLogger"}}, "sends what it logs"),
         ({"trainer__logger": {"class_path": "MLFlowLogger"}}, "sends what it logs"),
+        ({"trainer__logger": "WandbLogger"}, "sends what it logs"),
+        ({"trainer__logger": [{"class_path": "CometLogger"}]}, "sends what it logs"),
         (
             {"trainer__callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"dirpath": "../elsewhere"}}]},
             "dirpath: ../elsewhere",
@@ -167,7 +170,7 @@ def bomb() -> str:
         (bomb(), "stands for more than 100,000 values"),
         ("[" * 5000, "nested too deeply"),
         ("a: &a [*a]", "must not contain itself"),
-        ("x: " + "y" * (5 << 20), "larger than the limit of 4 MiB"),
+        ("x: " + "y" * (5 << 20), "larger than the limit of 1 MiB"),
         ("name: [", "is no configuration"),
     ],
 )
@@ -181,3 +184,23 @@ def test_hostile_configurations_end_at_once(tmp_path: Path, capsys, command, con
 @pytest.mark.parametrize("option", ["--config", "--model", "--data", "--trainer", "--model.network"])
 def test_a_configuration_that_never_ends_is_refused(capsys, option: str) -> None:
     assert "/dev/zero: not a regular file" in refusal([f"{option}=/dev/zero"], capsys)
+
+
+def test_an_installed_entry_point_is_registered(
+    train_args: TrainArgs, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plugin_network.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tmp_path / "own.yaml"
+    config.write_text("name: own\nmodel:\n  network: plugin_network.OwnNet\n")
+    print_config = [f"--config={config}", "--print_config"]
+    assert "plugin_network.OwnNet comes from another package" in refusal(print_config, capsys)
+    entry = importlib.metadata.EntryPoint("own", "plugin_network:OwnNet", "tiramisu.networks")
+    found = importlib.metadata.entry_points
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points",
+        lambda **chosen: [entry] if chosen.get("group") == entry.group else found(**chosen),
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main(print_config)
+    assert ended.value.code == 0 and "plugin_network.OwnNet" in capsys.readouterr().out

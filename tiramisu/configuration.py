@@ -22,13 +22,13 @@ import yaml
 from tiramisu.errors import ConfigError
 from tiramisu.files import MIB, read_bounded
 
-CONFIG_LIMIT = 4 * MIB
+CONFIG_LIMIT = MIB  # a hundred times the configuration of a run
 MAX_VALUES = 100_000  # that a configuration may stand for once its aliases are followed
 ENTRY_POINTS = ("tiramisu.networks", "tiramisu.callbacks", "tiramisu.loggers")
 REGISTERED = (
     "tiramisu.models", "tiramisu.training", "tiramisu.data", "torch.nn", "torch.optim", "segmentation_models_pytorch",
     *(f"lightning.pytorch.{part}" for part in (
-        "callbacks", "loggers", "profilers", "strategies", "accelerators", "plugins", "trainer.trainer",
+        "callbacks", "loggers", "profilers", "strategies", "accelerators", "plugins",
     )),
     "lightning.fabric.loggers", "lightning.fabric.plugins", "lightning.fabric.strategies",
     "lightning.fabric.accelerators",
@@ -50,7 +50,7 @@ def read_configuration(path: Path) -> Any:
     """Read a YAML or JSON file as plain values.
 
     Raises:
-        ConfigError: it is no configuration, larger than 4 MiB, or stands for more than 100,000 values, as nested
+        ConfigError: it is no configuration, larger than 1 MiB, or stands for more than 100,000 values, as nested
             aliases do.
         OSError: it cannot be read.
     """
@@ -217,7 +217,7 @@ def check_received(values: Any, run: Path) -> None:
     for option, value in _options(values.get("trainer"), "trainer"):
         if _leads_outside(option, value, run):
             raise ConfigError(f"the configuration of {run} would write outside of it, {option}: {value}; {remedy}")
-        if option.endswith(".class_path") and option.startswith("trainer.logger"):
+        if option in ("trainer.logger", "trainer.logger.class_path"):
             name = value.rpartition(".")[2]
             if name.endswith("Logger") and name not in LOCAL_LOGGERS:
                 raise ConfigError(f"the configuration of {run} sends what it logs elsewhere, {option}: {value}; "

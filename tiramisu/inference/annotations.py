@@ -20,6 +20,7 @@ TOLERANCE = 1.0  # pixels
 VOID_LABEL = "__ignore__"  # LabelMe's own name for void
 # Label Studio's run lengths (thi.ng/rle-pack): bits that a run's length takes, and bits of a value.
 RUN_BITS, VALUE_BITS = (3, 4, 8, 16), 8
+RUNS_AT_ONCE = 500_000
 CHANNELS, OPAQUE = 4, 255  # it encodes RGBA
 FROM_NAME, TO_NAME = "label", "image"  # of its labelling configuration
 
@@ -35,18 +36,14 @@ class Labelled(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Vertical runs of equal values in a mask, column by column, each column covered completely.
+    """Vertical runs of equal values that cover a mask, column by column; each ends where the next one starts.
 
     Attributes:
-        column: of each run.
-        top: its first row.
-        bottom: the row after its last.
+        start: place of the first pixel of each run, column * height + row.
         value: of its pixels.
     """
 
-    column: NDArray[np.int64]
-    top: NDArray[np.int64]
-    bottom: NDArray[np.int64]
+    start: NDArray[np.uint32]
     value: UInt8Array
 
 
@@ -60,25 +57,32 @@ def find_runs(mask: UInt8Array) -> Runs:
         starts = np.ones(block.shape, bool)
         np.not_equal(block[:, 1:], block[:, :-1], out=starts[:, 1:])
         at = np.flatnonzero(starts)
-        after = np.append(at[1:], block.size)
-        parts.append(Runs(at // height + left, at % height, (after - 1) % height + 1, block.ravel()[at]))
+        parts.append(Runs((at + left * height).astype(np.uint32), block.ravel()[at]))
     return Runs(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
-def label_runs(runs: Runs, height: int) -> NDArray[np.int32]:
+def label_runs(runs: Runs, height: int, width: int) -> NDArray[np.int32]:
     """Return the number of the connected region of each run; pixels that touch at a corner are connected."""
-    count = len(runs.column)
-    starts = runs.column * height + runs.top
-    # The runs of the next column that touch a run, corners included, lie between two places in the sorted starts.
-    next_column = (runs.column + 1) * height
-    first = np.searchsorted(starts, next_column + np.maximum(runs.top - 1, 0), side="right") - 1
-    last = np.searchsorted(starts, next_column + np.minimum(runs.bottom, height - 1), side="right") - 1
-    touching = np.where(runs.column < runs.column[-1], last - first + 1, 0)
-    left = np.repeat(np.arange(count), touching)
-    right = np.arange(len(left)) - np.repeat(np.cumsum(touching) - touching, touching) + np.repeat(first, touching)
-    same = runs.value[left] == runs.value[right]
-    left, right = left[same], right[same]
-    graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(count, count))
+    count = len(runs.start)
+    ends = np.append(runs.start[1:], np.uint32(height * width))
+    pairs: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
+    for begin in range(0, count, RUNS_AT_ONCE):
+        start = runs.start[begin : begin + RUNS_AT_ONCE].astype(np.int64)
+        end = ends[begin : begin + RUNS_AT_ONCE].astype(np.int64)
+        column = start // height
+        # The runs of the next column that touch a run, corners included, lie between two places in the sorted starts.
+        next_column = (column + 1) * height
+        upper = next_column + np.maximum(start - column * height - 1, 0)
+        lower = next_column + np.minimum(end - column * height, height - 1)
+        first = np.searchsorted(runs.start, upper.astype(np.uint32), side="right") - 1
+        last = np.searchsorted(runs.start, lower.astype(np.uint32), side="right") - 1
+        touching = np.where(column < width - 1, last - first + 1, 0)
+        left = np.repeat(np.arange(begin, begin + len(start)), touching)
+        right = np.arange(len(left)) - np.repeat(np.cumsum(touching) - touching, touching) + np.repeat(first, touching)
+        same = runs.value[left] == runs.value[right]
+        pairs.append((left[same].astype(np.int32), right[same].astype(np.int32)))
+    rows, columns = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count))
     return connected_components(graph, directed=False)[1]
 
 
@@ -86,18 +90,21 @@ def encode_regions(mask: UInt8Array, classes: int) -> list[tuple[int, str]]:
     """Return every connected region of a mask (H, W): its class, and COCO's compressed run lengths. Void has none."""
     height, width = mask.shape
     runs = find_runs(mask)
-    labels = label_runs(runs, height)
-    order = np.argsort(labels, kind="stable")
-    bounds = np.flatnonzero(np.diff(labels[order])) + 1
+    labels = label_runs(runs, height, width)
+    order = np.argsort(labels, kind="stable").astype(np.int32)
+    bounds = np.append(np.flatnonzero(np.diff(labels[order])) + 1, len(order))
+    del labels
+    ends = np.append(runs.start[1:], np.uint32(height * width))
     result = []
-    for members in np.split(order, bounds):
+    first = 0
+    for bound in bounds.tolist():
+        members, first = order[first:bound], bound
         value = int(runs.value[members[0]])
         if value >= classes:
             continue
-        begin = runs.column[members] * height + runs.top[members]
-        end = runs.column[members] * height + runs.bottom[members]
-        edges = np.concatenate([[0], np.stack([begin, end], 1).ravel(), [height * width]])
-        encoded = coco_mask.frPyObjects({"size": [height, width], "counts": np.diff(edges).tolist()}, height, width)
+        edges = np.stack([runs.start[members], ends[members]], 1).ravel().astype(np.int64)
+        lengths = np.diff(edges, prepend=0, append=height * width)
+        encoded = coco_mask.frPyObjects({"size": [height, width], "counts": lengths.tolist()}, height, width)
         result.append((value, encoded["counts"].decode("ascii")))
     return sorted(result, key=lambda region: region[0])
 
