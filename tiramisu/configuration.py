@@ -12,7 +12,7 @@ import inspect
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tiramisu.errors import ConfigError
 from tiramisu.files import MIB, read_bounded
 
 CONFIG_LIMIT = MIB  # a hundred times the configuration of a run
+MAX_PROCESSES = 64  # that a received configuration may start
 MAX_VALUES = 100_000  # that a configuration may stand for once its aliases are followed
 ENTRY_POINTS = ("tiramisu.networks", "tiramisu.callbacks", "tiramisu.loggers")
 REGISTERED = (
@@ -59,7 +60,10 @@ def read_configuration(path: Path) -> Any:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and _count(root, {}, ()) > MAX_VALUES:
             raise ConfigError(f"{path} stands for more than {MAX_VALUES:,} values; write it without nested aliases")
-        return yaml.safe_load(text)
+        values = yaml.safe_load(text)
+        if isinstance(values, dict) and values.get("config") is not None:
+            raise ConfigError(f"{path} names another configuration, config; write all options into one file")
+        return values
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is no configuration: {' '.join(str(error).split())}") from error
     except RecursionError as error:
@@ -106,12 +110,12 @@ def check_bounds(args: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def importable(args: Sequence[str], configurations: Iterable[Any], trust: bool) -> Iterator[None]:
+def importable(args: Sequence[str], configurations: Mapping[Path, Any], trust: bool) -> Iterator[None]:
     """Let jsonargparse import what is registered and what the user names or trusts, and nothing else.
 
     Args:
         args: the command line; what it names may be imported.
-        configurations: plain values of the files; what they name may be imported if they are trusted.
+        configurations: plain values of each file; what they name may be imported if they are trusted.
         trust: whether they are.
 
     Raises:
@@ -119,7 +123,7 @@ def importable(args: Sequence[str], configurations: Iterable[Any], trust: bool) 
     """
     named = set(_named_classes(args))
     if trust:
-        named |= {name for values in configurations for name in class_paths(values)}
+        named |= {name for values in configurations.values() for name in class_paths(values)}
     registered = {
         entry.value.replace(":", ".")
         for group in ENTRY_POINTS
@@ -139,14 +143,25 @@ def importable(args: Sequence[str], configurations: Iterable[Any], trust: bool) 
         if refused is None:
             raise
         name = refused[1]
+        where = next(iter(_places(name, configurations)), "")
         if _is_fixed(name.partition(".")[0]) or name in named:
-            raise ConfigError(f"{name} is not run: networks, callbacks and loggers are classes of tiramisu, torch, "
-                              f"Lightning, segmentation_models_pytorch or your own package") from error  # fmt: skip
-        raise ConfigError(f"{name} comes from another package and is not run because a configuration names it; if you "
-                          f"trust who wrote it, add --trust or name it on the command line") from error  # fmt: skip
+            known = "tiramisu, torch, Lightning, segmentation_models_pytorch or your own package"
+            raise ConfigError(f"{where}{name} is not run: networks, callbacks and loggers are classes of {known}"
+                              ) from error  # fmt: skip
+        raise ConfigError(f"{where}{name} comes from another package and is not run because a configuration names it; "
+                          f"if you trust who wrote it, add --trust or name it on the command line"
+                          ) from error  # fmt: skip
     finally:
         if own:
             settings(import_path_denylist=own)
+
+
+def _places(name: str, configurations: Mapping[Path, Any]) -> Iterator[str]:
+    """Yield file and option of each place where configurations name a class."""
+    for path, values in configurations.items():
+        for option, value in _options(values, ""):
+            if value == name:
+                yield f"{path}: {option.lstrip('.')} "
 
 
 def _named_classes(args: Sequence[str]) -> Iterator[str]:
@@ -214,7 +229,12 @@ def check_received(values: Any, run: Path) -> None:
     for key in ("model", "data", "trainer"):
         if isinstance(values.get(key), str):
             raise ConfigError(f"the configuration of {run} reads another one, {key}: {values[key]}; {remedy}")
-    for option, value in _options(values.get("trainer"), "trainer"):
+    trainer = values.get("trainer")
+    for name in ("devices", "num_nodes"):
+        count = trainer.get(name) if isinstance(trainer, dict) else None
+        if isinstance(count, int) and count > MAX_PROCESSES:
+            raise ConfigError(f"the configuration of {run} starts {count} processes, trainer.{name}; {remedy}")
+    for option, value in _options(trainer, "trainer"):
         if _leads_outside(option, value, run):
             raise ConfigError(f"the configuration of {run} would write outside of it, {option}: {value}; {remedy}")
         if option in ("trainer.logger", "trainer.logger.class_path"):

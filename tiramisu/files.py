@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -196,6 +197,8 @@ def read_text(path: Path, limit: int = TEXT_LIMIT, other: str = "latin-1") -> st
         OSError: it cannot be read, see `read_bounded`.
     """
     data = read_bounded(path, limit)
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return data.decode("utf-32", errors="replace")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
     head = data[:2000]
@@ -240,7 +243,16 @@ class CsvWriter:
             self.writerow(row)
 
 
+def printable(text: str) -> str:
+    """Return a text for a terminal: control characters, which could change what it shows, are written as escapes."""
+    return "".join(
+        letter if unicodedata.category(letter) != "Cc" else letter.encode("unicode_escape").decode() for letter in text
+    )
+
+
 def _safe_cell(cell: Any) -> Any:
+    if isinstance(cell, str):
+        cell = cell.replace("\0", "\\0")  # which readers of CSV stop at
     if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
         return cell
     with contextlib.suppress(ValueError):

@@ -94,7 +94,7 @@ def decode_image(
             file = _file(source)
             if tiff.is_tiff(file):
                 large = spool if channels == 3 and _is_large(*tiff.tiff_size(file)) and tiff.is_plain(file) else None
-                if channels not in (1, 3) or tiff.is_deep(file) or large is not None or not _is_known(file):
+                if channels not in (1, 3) or large is not None or tiff.is_beyond_pillow(file) or not _is_known(file):
                     return _decode_tiff(file, channels, max_pixels, large)
             with _open(file, max_pixels) as image:
                 check_pixels(image.width, image.height, max_pixels)
@@ -277,9 +277,11 @@ def _sixteen_bits(file: Path | io.BytesIO, image: Image.Image, upright: Image.Im
 
 def _file(source: Path | bytes) -> Path | io.BytesIO:
     if isinstance(source, Path):
+        if "\0" in str(source):
+            raise ImageError("a name with a zero byte, which no file has")
         status = source.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise ImageError("not a file")
+            raise ImageError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a file")
         size = status.st_size
     else:
         size = len(source)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 RGB = tuple[int, int, int]
+LONGEST_NAME = 200  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,9 @@ class LabelSet:
             raise ValueError(f"ignore_index {self.ignore_index} must lie outside the classes and within 0 to 255")
         for position, name in enumerate(self.names):
             if not isinstance(name, str) or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-                raise ValueError(f"the name of class {position} is no printable text: {name!r}")
+                raise ValueError(f"the name of class {position} is no printable text: {str(name)[:40]!r}")
+            if not 0 < len(name.strip()) <= len(name) <= LONGEST_NAME:
+                raise ValueError(f"the name of class {position} is empty or longer than {LONGEST_NAME} characters")
             if self.names.index(name) != position:
                 raise ValueError(f"the class name {name} is there twice")
         for color in (*self.palette, self.ignore_color):

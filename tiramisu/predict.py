@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tiramisu import __version__
 from tiramisu.cli import YES_NO, command, hide_library_noise, underscored, with_flags, with_lists
 from tiramisu.errors import ConfigError, TiramisuError
+from tiramisu.files import printable
 from tiramisu.images import DEFAULT_MAX_PIXELS
 from tiramisu.inference.annotations import TOLERANCE
 from tiramisu.inference.engines import EngineName, Precision, is_installed, open_engine
@@ -42,13 +43,13 @@ class Settings:
         weights: folder of weights, exported graph, or name of shipped weights (default: the shipped ones, else those
             of the newest run in runs/).
         engine: `auto` is the fastest for the device.
-        device: cuda, mps or cpu; `auto` is the first there is.
+        device: cuda, mps or cpu; `auto` takes the first that is available.
         precision: `auto` is bf16 where the hardware has it.
         tta: test-time augmentation: `flip` adds the mirrored image, `multiscale` also 0.75 and 1.25 times the size.
         uncertainty: writes uncertainty/ and review.csv; `mc-dropout` needs the torch engine.
-        passes: of mc-dropout.
+        passes: number of MC-dropout passes.
         overlay: writes overlays/; --overlay alone is jpg.
-        opacity: of the overlays' colours, 0 to 1.
+        opacity: opacity of the colours in overlays, 0 to 1.
         fit: images much larger than those of training are made as small as these for the network, and the masks
             enlarged, where training saw whole views of a camera, as CamVid's are; --fit false takes images as they are.
         probabilities: writes probabilities/, a float16 array (classes, height, width) an image.
@@ -59,7 +60,7 @@ class Settings:
         batch_size: images of the same size computed together (default: 8 on a GPU, else 1).
         max_pixels: an image with more is refused.
         executor: `ray` works on all machines of a Ray cluster; inputs and output may then be URIs such as s3://...
-        ray_address: of the cluster (default: RAY_ADDRESS, or one of this machine alone).
+        ray_address: address of the cluster (default: RAY_ADDRESS, else a cluster of this machine alone).
     """
 
     weights: str | None = None
@@ -138,7 +139,7 @@ def predict(inputs: Sequence[str], output: str, settings: Settings) -> None:
     if settings.weights is None:
         print(f"Using the weights in {weights}.", file=sys.stderr)
     if weights in shipped_weights().values() and (terms := read_config(weights)["protocol"].get("data_license")):
-        print(f"{weights.name}: {terms}.", file=sys.stderr)
+        print(f"{weights.name}: {printable(str(terms))}.", file=sys.stderr)
     segment = segment_on_cluster if settings.executor == "ray" else segment_here
     started = time.perf_counter()
     with Stop() as stop:
@@ -154,6 +155,8 @@ def check_paths(inputs: Sequence[str], output: str, settings: Settings) -> None:
     """
     if not output or not all(inputs):
         raise ConfigError("an input or --output is empty")
+    if settings.executor == "local" and Path(output).is_file():
+        raise ConfigError(f"--output {output} is a file; give a folder")
     if settings.executor == "local":
         for name in (*inputs, output):
             if "://" in name:
@@ -274,7 +277,7 @@ class Bars:
                 if progress.state == "failed":
                     shown += 1
                     if shown <= SHOWN_FAILURES:
-                        bar.write(f"failed: {progress.reason}", file=sys.stderr)
+                        bar.write(f"failed: {printable(progress.reason)}", file=sys.stderr)
                     elif shown == SHOWN_FAILURES + 1:
                         bar.write("more failures are listed in failures.csv only", file=sys.stderr)
                 yield progress

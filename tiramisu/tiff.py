@@ -17,6 +17,7 @@ ASSOCIATED_ALPHA, UNASSOCIATED_ALPHA = 1, 2  # ExtraSamples
 UNSIGNED = 1  # SampleFormat
 COLORS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4}  # samples
 JPEG_COMPRESSIONS = (6, 7, 34892)
+PILLOW_COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946)  # none, fax, LZW, JPEG, Deflate, PackBits
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 274  # tag
 
@@ -59,12 +60,12 @@ def is_tiff(file: Path | io.BytesIO) -> bool:
     return file.getbuffer()[:4].tobytes() in MAGIC
 
 
-def is_deep(file: Path | io.BytesIO) -> bool:
-    """Tell whether the first page of a TIFF has other values than unsigned ones of up to 8 bits."""
+def is_beyond_pillow(file: Path | io.BytesIO) -> bool:
+    """Tell whether a TIFF has other values than unsigned ones of up to 8 bits, or a compression Pillow may not have."""
     with _open(file) as tiff:
         page = _first_page(tiff)
         bits = page.bitspersample if isinstance(page.bitspersample, tuple) else (page.bitspersample,)
-        return max(bits) > 8 or page.sampleformat != UNSIGNED
+        return max(bits) > 8 or page.sampleformat != UNSIGNED or int(page.compression) not in PILLOW_COMPRESSIONS
 
 
 def is_plain(file: Path | io.BytesIO) -> bool:

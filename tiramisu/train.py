@@ -231,7 +231,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Fit, then evaluate the final weights and write the report."""
     hide_library_noise()
     given = with_config(underscored(sys.argv[1:] if args is None else args))
-    configurations = [read_configuration(path) for path in given_configurations(given)]
+    configurations = {path: read_configuration(path) for path in given_configurations(given)}
     # To the end of the run: Lightning parses the configuration once more when it saves it.
     with importable(given, configurations, trust="--trust" in given):
         try:
@@ -309,8 +309,8 @@ def fit(cli: TrainCLI) -> None:
                                 f"and resume with --resume {cli.run}") from error  # fmt: skip
         if cli.checkpoint is not None and not cli.interruption.started:
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise WeightsError(f"{cli.checkpoint} cannot be resumed ({reason}); give another, such as best.ckpt beside "
-                               f"it, or start anew without --resume") from error  # fmt: skip
+            raise WeightsError(f"{cli.checkpoint} is damaged and cannot be resumed ({reason}); resume from another "
+                               f"checkpoint, or start anew without --resume") from error  # fmt: skip
         raise
 
 

@@ -66,6 +66,9 @@ class CamVid:
         images, masks = Path(root) / files, Path(root) / f"{files}annot"
         for folder in (images, masks):
             if not folder.is_dir():
+                if Path(root).is_dir() and not (Path(root) / "train").is_dir() | (Path(root) / "trainannot").is_dir():
+                    raise DataError(f"{root} is not CamVid: there is no {folder}; for images and masks of your own add "
+                                    f"--data.dataset folder")  # fmt: skip
                 command = DOWNLOAD_COMMAND.format(root=root)
                 raise DataError(f"no CamVid at {folder}; give its folder as --data.root, or fetch it: {command}")
         self.images = sorted(images.glob("*.png"))

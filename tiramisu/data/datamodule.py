@@ -13,6 +13,8 @@ from tiramisu.data.transforms import MIN_SIZE, SCALE, Augmentation, Item, Sample
 from tiramisu.errors import ConfigError
 from tiramisu.labels import LabelSet
 
+MAX_WORKERS = 256  # processes
+
 
 class SegmentationDataModule(L.LightningDataModule):
     """Batches of augmented training crops and whole evaluation images.
@@ -59,6 +61,8 @@ class SegmentationDataModule(L.LightningDataModule):
             raise ConfigError("--data.batch_size and --data.eval_batch_size must be at least 1")
         if workers is not None and workers < 0:
             raise ConfigError(f"--data.workers {workers} must not be negative")
+        if workers is not None and workers > MAX_WORKERS:
+            raise ConfigError(f"--data.workers {workers} is more than {MAX_WORKERS} processes; a few for each core do")
         if crop_size is not None and crop_size < MIN_SIZE:
             raise ConfigError(f"--data.crop_size {crop_size} is too small; networks here need at least {MIN_SIZE}")
         if not 0.1 <= scale[0] <= scale[1] <= 10:

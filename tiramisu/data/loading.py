@@ -59,6 +59,9 @@ def open_source(
             raise ConfigError(f"--data.image_size {list(image_size)} is too small; use at least {MIN_SIZE}")
         if image_size is not None and max(image_size) > MAX_SIDE:
             raise ConfigError(f"--data.image_size {list(image_size)} is too large; use at most {MAX_SIDE}")
+        if root is not None:
+            raise ConfigError(f"streets are drawn and need no --data.root; to use {root}, add --data.dataset folder, "
+                              f"or camvid for CamVid")  # fmt: skip
         return Streets(split, image_size or Streets.DEFAULT_SIZE)
     if image_size is not None:
         raise ConfigError(f"--data.image_size applies to streets only; {dataset} images keep their size")

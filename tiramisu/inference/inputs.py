@@ -18,8 +18,9 @@ VIDEO_SUFFIXES = frozenset((
 ))
 # fmt: on
 UNREAD_VIDEO_SUFFIXES = frozenset((".rm", ".rmvb", ".swf"))
-TRANSPORT_SUFFIX, SYNC_BYTE, PACKET = ".ts", 0x47, 188  # of MPEG-2 transport streams; TypeScript has the same suffix
+TRANSPORT_SUFFIX = ".ts"  # of MPEG-2 transport streams, and of TypeScript
 LIST_SUFFIX = ".txt"
+LONGEST_LINE, SHOWN = 8192, 300  # characters of a path in a list, and of one that is longer
 UNREAD = UNREAD_SUFFIXES | UNREAD_VIDEO_SUFFIXES
 
 
@@ -171,20 +172,20 @@ def _walk(root: Path, prefix: str, output: Path | None, reserved: Iterable[str])
 
 def _is_wanted(entry: os.DirEntry[str]) -> bool:
     suffix = Path(entry.name).suffix.lower()
-    if suffix == TRANSPORT_SUFFIX and not _is_transport_stream(entry):
+    if suffix == TRANSPORT_SUFFIX and _is_text(entry):
         return False
     return suffix in SUFFIXES | VIDEO_SUFFIXES and not _is_folder(entry)
 
 
-def _is_transport_stream(entry: os.DirEntry[str]) -> bool:
+def _is_text(entry: os.DirEntry[str]) -> bool:
+    """Tell TypeScript from a transport stream, which may be damaged; videos have zero bytes."""
     try:
         if not entry.is_file():
             return False
         with Path(entry.path).open("rb") as stream:
-            head = stream.read(PACKET + 1)
+            return b"\0" not in stream.read(4096)
     except OSError:  # decoding it will tell
-        return True
-    return len(head) > PACKET and head[0] == SYNC_BYTE == head[PACKET]
+        return False
 
 
 def unread_reason(suffix: str) -> str:
@@ -237,8 +238,10 @@ def _relative(files: Sequence[Path]) -> list[tuple[Path, str]]:
 
 def _read_list(path: Path) -> list[Path]:
     # Not splitlines: names may hold what it splits at.
-    lines = read_text(path, other="surrogateescape").split("\n")
-    files = list(dict.fromkeys(Path(line.strip()) for line in lines if line.strip()))
+    lines = [line.strip() for line in read_text(path, other="surrogateescape").split("\n")]
+    # The beginning of what is too long for a path will do to find it in the list.
+    short = (line if len(line) <= LONGEST_LINE else f"{line[:SHOWN]}..." for line in lines if line)
+    files = list(dict.fromkeys(map(Path, short)))
     if not files:
         raise ConfigError(f"{path} lists no files; write one path a line")
     return files

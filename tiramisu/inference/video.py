@@ -29,6 +29,8 @@ NO_BROWSER = "Overlay videos are MPEG-4, which browsers do not play: this build 
 ATTEMPTS = 16  # to read on behind a damaged part; each skips up to 64 packets
 EXACT = ("mov", "mp4", "m4v", "3gp", "3g2", "avi")  # kinds of files that hold the number of their frames
 JITTER = 0.1  # share by which the times of frames differ where their rate is constant
+ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 GAPS = 3  # a stream of constant rate with more of them was recorded like that
 
 
@@ -87,7 +89,8 @@ class Video:
         if not path.is_file() or not path.stat().st_size:
             raise ImageError(f"{path}: not a video, or an empty one")
         self.path = path
-        self.capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        with _quiet_opencv():
+            self.capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
         width, height = (int(self.capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
         if not self.capture.isOpened() or width * height <= 0:
             self.capture.release()
@@ -131,7 +134,7 @@ class Video:
         else:
             missing = self._missing_at_the_end() + self._missing_between()
         if missing <= 0:
-            return ""
+            return f"truncated: {read} frames can be read, which are done" if ends_early(self.path) else ""
         return f"truncated or damaged: {read} of about {read + missing} frames can be read, which are done"
 
     def _gap(self) -> float:
@@ -157,6 +160,8 @@ class Video:
 def _lacks_index(path: Path) -> bool:
     """Tell whether an MP4 or MOV file ends before its index, the atom moov, without which nothing can be read."""
     size = path.stat().st_size
+    if size < 8:
+        return False
     with path.open("rb") as stream:
         at = 0
         while at + 8 <= size:
@@ -172,6 +177,29 @@ def _lacks_index(path: Path) -> bool:
                 return True
             at += length
     return True
+
+
+def ends_early(path: Path) -> bool:
+    """Tell whether the end of a file is missing whose kind does not say how long the video is.
+
+    ASF tells the size of the file, transport streams come in packets of 188 bytes, those of program streams tell their
+    length.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(1 << 16)
+        stream.seek(max(0, size - (1 << 18)))
+        tail = stream.read()
+    if head.startswith(ASF_HEADER):
+        at = head.find(ASF_FILE_PROPERTIES)
+        return at >= 0 and int.from_bytes(head[at + 40 : at + 48], "little") > size
+    if head[:1] == b"\x47" == head[188:189]:
+        return size % 188 != 0
+    if head.startswith(b"\0\0\x01\xba"):
+        starts = [at for code in range(0xBD, 0xF0) if (at := tail.rfind(bytes((0, 0, 1, code)))) >= 0]
+        last = max(starts, default=-1)
+        return last >= 0 and last + 6 + int.from_bytes(tail[last + 4 : last + 6], "big") > len(tail)
+    return False
 
 
 def count_frames(path: Path) -> int:
@@ -297,13 +325,19 @@ def open_writer(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWrit
 
 
 def _try_writer(path: Path, codec: str, rate: float, size: tuple[int, int]) -> cv2.VideoWriter | None:
-    before = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(0)  # that one does not fit is no error
-    try:
+    with _quiet_opencv():  # that one does not fit is no error
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), rate, (size[1], size[0]))
+    return writer if writer.isOpened() else None
+
+
+@contextlib.contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    before = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(0)
+    try:
+        yield
     finally:
         cv2.utils.logging.setLogLevel(before)
-    return writer if writer.isOpened() else None
 
 
 @functools.cache

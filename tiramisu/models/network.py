@@ -4,6 +4,7 @@ import errno
 import json
 import platform
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,7 +22,7 @@ from tiramisu.errors import WeightsError
 from tiramisu.files import atomic_folder
 from tiramisu.labels import LabelSet
 from tiramisu.weights import CONFIG_FILE, WEIGHTS_FILE, find_weights, inspect_weights
-from tiramisu.weights.checks import NOT_OPTIONS
+from tiramisu.weights.checks import NOT_OPTIONS, RESTORE
 
 MIN_SIZE = 32  # the five poolings of the paper leave one pixel of it
 MAX_GRID = 4096  # seven poolings more than the paper's; smaller images are padded to it
@@ -279,9 +280,10 @@ def build_network(
     """
     options = {name: value for name, value in config.items() if name not in NOT_OPTIONS} | changes
     try:
-        architecture = SegmentationNetwork.architectures[config["architecture"]]
+        architecture = SegmentationNetwork.architectures[str(config["architecture"])]
         if shapes is not None:
-            with torch.device("meta"):
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 planned = architecture(**options)
             check_shapes({name: tuple(value.shape) for name, value in planned.state_dict().items()}, shapes,
                          folder / WEIGHTS_FILE)  # fmt: skip
@@ -291,7 +293,7 @@ def build_network(
     except (ValueError, TypeError, KeyError, RuntimeError, MemoryError, AttributeError, IndexError) as error:
         known = ", ".join(sorted(SegmentationNetwork.architectures))
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{folder / CONFIG_FILE} does not describe one of {known}: {reason}") from error
+        raise WeightsError(f"{folder / CONFIG_FILE} does not describe one of {known} ({reason}); {RESTORE}") from error
     if network.grid_size > MAX_GRID:
         raise WeightsError(f"{folder / CONFIG_FILE} describes a network for images of at least {network.grid_size} "
                            f"pixels; {MAX_GRID} is the limit")  # fmt: skip

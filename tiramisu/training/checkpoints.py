@@ -23,6 +23,7 @@ PARTS = {
     "state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
     "epoch": int, "global_step": int,
 }  # fmt: skip
+MAX_STEPS = 10**12
 PROGRESS = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.scheduler_progress")
 
 
@@ -62,15 +63,33 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise WeightsError(f"{path} is refused: it holds more than tensors and plain values, and opening it could run "
                            f"code; resume only from checkpoints that tiramisu.train wrote") from error  # fmt: skip
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise WeightsError(f"{path} is damaged or no checkpoint; give another, such as best.ckpt beside it") from error
+        raise WeightsError(f"{path} is damaged or no checkpoint; {_remedy(path)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "loops" not in checkpoint:
         raise WeightsError(f"{path} is no training checkpoint; weights alone cannot be resumed, start from them with "
                            f"--model.init")  # fmt: skip
     for key, kind in PARTS.items():
         if not isinstance(checkpoint.get(key), kind):
-            problem = "is wrong" if key in checkpoint else "is missing"
-            raise WeightsError(f"{path} is damaged: its {key} {problem}; give another, such as best.ckpt beside it")
+            problem = f"its entry {key} is no {kind.__name__}" if key in checkpoint else f"it has no {key}"
+            raise WeightsError(f"{path} is damaged: {problem}; {_remedy(path)}")
+    for key in ("epoch", "global_step"):
+        if not 0 <= checkpoint[key] <= MAX_STEPS:
+            raise WeightsError(f"{path} is damaged: its {key} is {checkpoint[key]}; {_remedy(path)}")
     return checkpoint
+
+
+def _remedy(path: Path) -> str:
+    best = path.with_name(f"{BEST_NAME}.ckpt")
+    other = f"{best}" if best.is_file() and best != path else "another checkpoint"
+    return f"resume from {other}, or start anew without --resume"
+
+
+def _all_finite(values: Any) -> bool:
+    """Tell whether no tensor in nested plain values is NaN or infinite."""
+    if isinstance(values, torch.Tensor):
+        return not values.is_floating_point() or bool(torch.isfinite(values).all())
+    if isinstance(values, dict):
+        return all(_all_finite(value) for value in values.values())
+    return not isinstance(values, list) or all(_all_finite(value) for value in values)
 
 
 def check_resumable(path: Path, task: SegmentationTask, data: SegmentationDataModule) -> None:
@@ -86,7 +105,10 @@ def check_resumable(path: Path, task: SegmentationTask, data: SegmentationDataMo
         raise ConfigError(f"{path} was trained with --data.holdout {before or 'null'}, not {data.holdout or 'null'}; "
                           f"resume it with its own, or start anew without --resume")  # fmt: skip
     state = checkpoint["state_dict"]
-    damaged = f"{path} is damaged: its {{}}; give another, such as best.ckpt beside it"
+    damaged = f"{path} is damaged: its {{}}; {_remedy(path)}"
+    for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states"):
+        if not _all_finite(checkpoint.get(part)):
+            raise WeightsError(damaged.format(f"{part} holds NaN or infinite values"))
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(damaged.format("state_dict holds more than tensors"))
     check_state(task, state, path)

@@ -15,6 +15,7 @@ from tiramisu.errors import WeightsError
 from tiramisu.files import MIB, read_bounded
 from tiramisu.labels import LabelSet
 
+RESTORE = "restore the file, or give a folder that training wrote"
 CONFIG_LIMIT = 16 * MIB
 HEADER_LIMIT = 100 * MIB  # safetensors' own
 MAX_TENSORS = 20_000  # the largest networks of timm have a quarter
@@ -23,6 +24,7 @@ SMALL = 1024  # numbers in a configuration up to here are plausible whatever the
 MODEL_NAME = re.compile(r"[\w.+-]+")  # names of hubs and paths have colons or slashes
 NOT_OPTIONS = ("architecture", "protocol", "labels")
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # in bytes, of floating-point numbers
+COMPUTED_WITH = ("weight", "bias", "running_mean", "running_var", "mean", "std")  # ends of names
 INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -60,9 +62,10 @@ def parse_json(text: str | bytes, source: Path) -> dict[str, Any]:
     except UnicodeEncodeError as error:
         raise WeightsError(f"{source} does not describe a network: it holds lone surrogates") from error
     except ValueError as error:
-        raise WeightsError(f"{source} does not describe a network: {error}") from error
+        reason = "a number has too many digits" if "int_max_str_digits" in str(error) else str(error)
+        raise WeightsError(f"{source} does not describe a network: {reason}; {RESTORE}") from error
     if not isinstance(values, dict):
-        raise WeightsError(f"{source} does not describe a network")
+        raise WeightsError(f"{source} does not describe a network; {RESTORE}")
     return values
 
 
@@ -126,7 +129,7 @@ def check_values(file: Path, places: Mapping[str, Place]) -> None:
     """
     data = np.memmap(file, np.uint8, "r")
     for name, place in places.items():
-        if place.dtype in INTEGERS:
+        if place.dtype in INTEGERS and not name.endswith(COMPUTED_WITH):
             continue
         if place.dtype not in SIZES:
             raise WeightsError(f"{file}: the tensor {name} is of the type {place.dtype}, which is not supported here")
