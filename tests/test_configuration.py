@@ -133,6 +133,7 @@ def test_a_network_of_the_users_own_needs_to_be_named_or_trusted(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"trainer__devices": 100_000}, "starts 100000 processes"),
         ({"trainer__default_root_dir": "/etc"}, "trainer.default_root_dir: /etc"),
         ({"trainer__logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}}, "save_dir: ."),
         ({"trainer__logger": {"class_path": "lightning.pytorch.loggers.WandbLogger"}}, "sends what it logs"),
@@ -172,6 +173,7 @@ def bomb() -> str:
         ("a: &a [*a]", "must not contain itself"),
         ("x: " + "y" * (5 << 20), "larger than the limit of 1 MiB"),
         ("name: [", "is no configuration"),
+        ("config: /etc/passwd", "names another configuration"),
     ],
 )
 @pytest.mark.parametrize("command", [main, tiramisu.evaluate.main])

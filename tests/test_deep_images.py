@@ -46,6 +46,8 @@ CASES: dict[str, tuple[bytes, float, float]] = {
     "lzw, predictor": (tiff(DEEP_COLOR, compression="lzw", predictor=True), 0, 65535),
     "deflate, predictor": (tiff(UNIT.astype(np.float32), compression="zlib", predictor=3), 0, 1),
     "zstd": (tiff(DEEP_GREY, compression="zstd"), 0, 65535),
+    "webp": (tiff(COLOR, compression="webp", compressionargs={"lossless": True}), 0, 255),
+    "lzma": (tiff(COLOR, compression="lzma"), 0, 255),
     "bigtiff": (tiff(DEEP_GREY, bigtiff=True), 0, 65535),
     "float16": (tiff(UNIT.astype(np.float16)), 0, 1),
     "float32": (tiff(UNIT.astype(np.float32)), 0, 1),

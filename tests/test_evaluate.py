@@ -286,3 +286,19 @@ def test_what_weights_say_of_their_training_is_data(
     except SystemExit as ended:
         assert ended.code in (1, 2)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_root_is_never_passed_over(trained_run: Path, tmp_path: Path, capsys) -> None:
+    """Weights of drawn scenes with --data.root would be measured on drawn scenes, and the folder not looked at."""
+    shutil.copytree(trained_run / "model", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["protocol"]["dataset"] = "streets"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    for weights, words in (
+        (tmp_path / "model", "streets are drawn and need no --data.root"),
+        (trained_run / "model", "for images and masks of your own add --data.dataset folder"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([f"--weights={weights}", f"--data.root={tmp_path / 'mine'}", "--workers=0"])
+        assert ended.value.code == 1 and words in capsys.readouterr().err

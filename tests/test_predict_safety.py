@@ -146,7 +146,19 @@ def test_lists_with_impossible_lines(weights: Path, images: Path, tmp_path: Path
     assert len(rows(tmp_path / "masks" / "areas.csv")) == 2
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_names_do_not_speak_to_the_terminal(weights: Path, images: Path, tmp_path: Path, capsys) -> None:
+    lines = [f"{images}/0000.png", "zero\0byte.png", "\x1b]0;title\x07.png", "z" * 2_000_000]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    with pytest.raises(SystemExit):
+        main(command(weights, tmp_path / "list.txt", tmp_path / "masks"))
+    said = capsys.readouterr().err
+    assert not any(letter in said for letter in "\0\x1b\x07") and len(said) < 3000
+    reasons = [row["reason"] for row in rows(tmp_path / "masks" / "failures.csv")]
+    assert len(reasons) == 3 and "a name with a zero byte, which no file has" in reasons
+    assert (tmp_path / "masks" / "failures.csv").stat().st_size < 3000
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_lists_as_shells_write_them(weights: Path, tmp_path: Path, capsys, encoding: str, end: str) -> None:
     images = write_scenes(tmp_path / "größe", 2)
@@ -251,7 +263,7 @@ def test_an_export_to_a_full_disk(weights: Path, tmp_path: Path, kind: str) -> N
 
 
 def test_kinds_that_are_not_read_are_counted(weights: Path, images: Path, tmp_path: Path, capsys) -> None:
-    for name in ("a.psd", "b.CR2", "c.svg", "d.swf", "notes.txt", "app.ts"):
+    for name in ("a.psd", "b.CR2", "c.svg", "d.swf", "notes.txt", "app.ts"):  # of TypeScript
         (images / name).write_bytes(b"import x from 'y'" * 30)
     main(command(weights, images, tmp_path / "masks"))
     printed = capsys.readouterr()
@@ -371,6 +383,27 @@ def test_damaged_videos_are_reported_after_what_can_be_read(
     written = (tmp_path / "out" / "videos" / "drive.mp4").stat().st_mtime_ns
     code, _ = ends_with(command(weights, tmp_path / "in", tmp_path / "out"), capsys)
     assert code == 3 and (tmp_path / "out" / "videos" / "drive.mp4").stat().st_mtime_ns == written, "not done again"
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".wmv"])
+def test_a_cut_that_no_number_of_frames_tells(weights: Path, tmp_path: Path, capsys, suffix: str) -> None:
+    (tmp_path / "in").mkdir()
+    file = write_video(tmp_path / "in" / f"drive{suffix}", codec=CODECS[suffix])
+    main(command(weights, tmp_path / "in", tmp_path / "whole"))
+    assert segmented(capsys) == 1
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) * 55 // 100 // 188 * 188 + 70])
+    code, _ = ends_with(command(weights, tmp_path / "in", tmp_path / "out"), capsys)
+    (failure,) = rows(tmp_path / "out" / "failures.csv")
+    assert code == 3 and failure["reason"].startswith("truncated"), failure
+
+
+def test_a_damaged_transport_stream_is_no_typescript(weights: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "in").mkdir()
+    file = write_video(tmp_path / "in" / "drive.ts", codec="mpg2")
+    file.write_bytes(bytes(400) + b"\1" * 3000)
+    code, _ = ends_with(command(weights, tmp_path / "in", tmp_path / "out"), capsys)
+    assert code == 3 and len(rows(tmp_path / "out" / "failures.csv")) == 1
 
 
 def test_an_mp4_that_ends_before_its_index(weights: Path, tmp_path: Path, capsys) -> None:

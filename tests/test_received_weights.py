@@ -127,6 +127,13 @@ CASES: dict[str, tuple[Damage, str]] = {
     "NaN in JSON": (text('{"dropout": NaN}'), "NaN is no number"),
     "a list": (text("[1]"), "does not describe a network"),
     "gigabytes": (text(" " * (17 << 20)), "larger than the limit of 16 MiB"),
+    "whole numbers": (
+        tensors(lambda state: state.update({"stem.weight": state["stem.weight"].astype(np.int64)})),
+        "stem.weight is of the type I64",
+    ),
+    "no name": (config(labels__names=["", *NAMES[:10]]), "the name of class 0 is empty"),
+    "endless name": (config(labels__names=["x" * 10**6, *NAMES[:10]]), "longer than 200 characters"),
+    "digits": (text('{"num_classes": ' + "9" * 5000 + "}"), "a number has too many digits"),
     "protocol": (config(protocol=[1]), "protocol is no mapping"),
     "architecture": (config(architecture=["x"]), "does not describe"),
     "endless config": (endless("config.json"), "no weights in"),

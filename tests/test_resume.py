@@ -145,6 +145,14 @@ def of_another_shape(checkpoint: dict) -> None:
     moments[next(iter(moments))]["exp_avg"] = torch.zeros(3, 2)
 
 
+def of_no_number(part: str):
+    def change(checkpoint: dict) -> None:
+        name = next(name for name, value in checkpoint[part].items() if value.ndim == 4)
+        checkpoint[part][name].fill_(float("nan"))
+
+    return change
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -159,6 +167,10 @@ def of_another_shape(checkpoint: dict) -> None:
         without("optimizer_states", 0, "state"),
         without("optimizer_states", 0, "param_groups"),
         of_another_shape,
+        of_no_number("state_dict"),
+        of_no_number("current_model_state"),
+        replaced(-5, "epoch"),
+        replaced(10**30, "global_step"),
         replaced({}, "lr_schedulers", 0),
         replaced({"last_epoch": "x"}, "lr_schedulers", 0),
         replaced({}, "averaging_state"),

@@ -204,6 +204,7 @@ def _fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--model.warmup_epochs=.inf"], ["--model.warmup_epochs inf"]),
         (["--model.region_weight=-1"], ["--model.region_weight -1"]),
         (["--data.batch_size=0"], ["batch_size"]),
+        (["--data.workers=1000000"], ["--data.workers 1000000", "256"]),
         (["--model.class_weights=[1,2]"], ["class_weights", "11 classes"]),
         (["--resume=nowhere.ckpt"], ["nowhere.ckpt"]),
         (["--model.init=nowhere"], ["nowhere"]),
