@@ -251,9 +251,9 @@ def test_a_disk_that_is_full_from_the_start(weights: Path, images: Path, tmp_pat
     assert result.stderr.strip().splitlines()[-1].startswith("tiramisu.predict: error: "), result.stderr
 
 
-@pytest.mark.parametrize("kind", ["openvino", "onnx", "float16"])
+@pytest.mark.parametrize("kind", ["openvino", "float16"])
 def test_an_export_to_a_full_disk(weights: Path, tmp_path: Path, kind: str) -> None:
-    output = tmp_path / ("model.onnx" if kind == "onnx" else "model")
+    output = tmp_path / "model"
     result = limited(
         ["tiramisu.export", f"--weights={weights}", f"--format={kind}", f"--output={output}"], 4000
     )  # fmt: skip

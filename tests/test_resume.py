@@ -193,10 +193,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("group", [False, True])
-def test_a_signal_ends_training_with_a_line_of_its_own(
-    train_args: TrainArgs, tmp_path: Path, number: int, group: bool
-) -> None:
+def test_a_signal_ends_training_with_a_line_of_its_own(train_args: TrainArgs, tmp_path: Path, number: int) -> None:
     """Ctrl-C and `timeout` reach the loader's processes, too."""
     args = [arg for arg in train_args("--trainer.max_epochs=5000") if "workers" not in arg and "progress" not in arg]
     run = tmp_path / "runs" / "tiny" / "version_0"
@@ -207,7 +204,7 @@ def test_a_signal_ends_training_with_a_line_of_its_own(
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
-    (os.killpg if group else os.kill)(process.pid, number)
+    os.killpg(process.pid, number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + number, output[-2000:]
     last = output.rstrip("\n").rpartition("\n")[2]

@@ -9,8 +9,6 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from tiramisu.arrays import UInt8Array
 from tiramisu.labels import LabelSet
@@ -63,6 +61,9 @@ def find_runs(mask: UInt8Array) -> Runs:
 
 def label_runs(runs: Runs, height: int, width: int) -> NDArray[np.int32]:
     """Return the number of the connected region of each run; pixels that touch at a corner are connected."""
+    from scipy.sparse import coo_array  # imported here: most runs write no annotations
+    from scipy.sparse.csgraph import connected_components
+
     count = len(runs.start)
     ends = np.append(runs.start[1:], np.uint32(height * width))
     pairs: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
