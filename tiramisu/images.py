@@ -119,8 +119,9 @@ def decode_image(
     except OSError as error:
         raise ImageError(f"{name}: {error.strerror or error}") from error
     except Exception as error:  # decoders fed with hostile bytes raise nearly anything
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise ImageError(f"{name}: damaged ({reason[0]})") from error
+        reason = (str(error).splitlines() or [""])[0]
+        told = reason if any(letter.isalpha() for letter in reason) else f"{type(error).__name__} {reason}".strip()
+        raise ImageError(f"{name}: damaged ({told})") from error
     notes = [note] if note else []
     if pages > 1:
         notes.insert(0, f"first of {pages} pages")

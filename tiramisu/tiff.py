@@ -76,10 +76,10 @@ def is_plain(file: Path | io.BytesIO) -> bool:
 
 
 def tiff_size(file: Path | io.BytesIO) -> tuple[int, int]:
-    """Return width and height of the first page of a TIFF."""
+    """Return width and height of the first page of a TIFF, with all slices of a volume below each other."""
     with _open(file) as tiff:
         page = _first_page(tiff)
-        return page.imagewidth, page.imagelength
+        return page.imagewidth, page.imagelength * max(1, page.imagedepth)
 
 
 def read_picture(file: Path | io.BytesIO, spool: Path | None = None) -> TiffPicture:
@@ -100,6 +100,10 @@ def read_picture(file: Path | io.BytesIO, spool: Path | None = None) -> TiffPict
     """
     with _open(file) as tiff:
         page = _first_page(tiff)
+        photometric, samples = int(page.photometric), int(page.samplesperpixel)
+        colors = COLORS.get(photometric)
+        if colors is not None and samples > colors + 1:
+            raise ImageError(f"a TIFF of {samples} channels; networks for that are trained with in_channels {samples}")
         _check_complete(page, tiff.filehandle.size)
         if spool is None:
             values = page.asarray()
@@ -108,13 +112,9 @@ def read_picture(file: Path | io.BytesIO, spool: Path | None = None) -> TiffPict
             with released(values):
                 page.asarray(out=values)
         pages, orientation = len(tiff.pages), page.tags.get(ORIENTATION)
-        photometric, extra, axes = int(page.photometric), tuple(page.extrasamples or ()), page.axes
+        extra, axes = tuple(page.extrasamples or ()), page.axes
         bits, colormap = page.bitspersample, page.colormap
     values = _samples_last(values, axes)
-    colors = COLORS.get(photometric)
-    if colors is not None and values.shape[2] > colors + 1:
-        raise ImageError(f"a TIFF of {values.shape[2]} channels; networks for that are trained with in_channels "
-                         f"{values.shape[2]}")  # fmt: skip
     if colors is None or values.shape[2] < colors or np.iscomplexobj(values):
         kind = getattr(tifffile.PHOTOMETRIC(photometric), "name", photometric)
         raise ImageError(f"a TIFF of the kind {kind} with {values.shape[2]} samples of {values.dtype}; save it as RGB")
