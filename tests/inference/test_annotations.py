@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from rasterio import features
 
@@ -74,6 +75,17 @@ def test_there_is_one_annotation_a_connected_region() -> None:
     void = MASKS[0].copy()
     void[:10] = 255
     assert {index for index, _ in encode_regions(void, 11)} == set(np.unique(void[10:]))
+
+
+@pytest.mark.parametrize("limit", ["MAX_RUNS", "MAX_REGIONS"])
+def test_of_too_many_regions_each_class_is_one(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(f"tiramisu.inference.annotations.{limit}", 3)
+    for mask in MASKS[:4]:
+        regions = encode_regions(mask, 11)
+        assert [index for index, _ in regions] == np.unique(mask).tolist()
+        for index, counts in regions:
+            found = coco_mask.decode({"size": list(mask.shape), "counts": counts})
+            np.testing.assert_array_equal(found, mask == index)
 
 
 def test_panoptic_files_hold_the_masks(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from pycocotools import mask as coco_mask
 
 from tiramisu.arrays import UInt8Array
 from tiramisu.labels import LabelSet
-from tiramisu.spool import release, strip_rows
+from tiramisu.spool import empty_like, release, released, strip_rows
 
 TOLERANCE = 1.0  # pixels
 VOID_LABEL = "__ignore__"  # LabelMe's own name for void
 # Label Studio's run lengths (thi.ng/rle-pack): bits that a run's length takes, and bits of a value.
 RUN_BITS, VALUE_BITS = (3, 4, 8, 16), 8
 RUNS_AT_ONCE = 500_000
+MAX_RUNS, MAX_REGIONS = 16_000_000, 1_000_000  # of a mask; 600 megapixels of streets have 11 and 0.4 million
 CHANNELS, OPAQUE = 4, 255  # it encodes RGBA
 FROM_NAME, TO_NAME = "label", "image"  # of its labelling configuration
 
@@ -45,10 +46,13 @@ class Runs(NamedTuple):
     value: UInt8Array
 
 
-def find_runs(mask: UInt8Array) -> Runs:
-    """Return the vertical runs of a mask (H, W), in memory that grows with their number and not with the mask."""
+def find_runs(mask: UInt8Array) -> Runs | None:
+    """Return the vertical runs of a mask (H, W), or nothing where there are more than `MAX_RUNS`.
+
+    Memory grows with their number and not with the mask.
+    """
     height, width = mask.shape
-    parts = []
+    parts: list[Runs] = []
     for left in range(0, width, columns := strip_rows(height)):
         block = np.ascontiguousarray(mask[:, left : left + columns].T)
         release(mask)
@@ -56,6 +60,8 @@ def find_runs(mask: UInt8Array) -> Runs:
         np.not_equal(block[:, 1:], block[:, :-1], out=starts[:, 1:])
         at = np.flatnonzero(starts)
         parts.append(Runs((at + left * height).astype(np.uint32), block.ravel()[at]))
+        if sum(len(part.start) for part in parts) > MAX_RUNS:
+            return None
     return Runs(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
@@ -88,10 +94,18 @@ def label_runs(runs: Runs, height: int, width: int) -> NDArray[np.int32]:
 
 
 def encode_regions(mask: UInt8Array, classes: int) -> list[tuple[int, str]]:
-    """Return every connected region of a mask (H, W): its class, and COCO's compressed run lengths. Void has none."""
+    """Return every connected region of a mask (H, W): its class, and COCO's compressed run lengths. Void has none.
+
+    Where there are more than `MAX_REGIONS`, as in noise, each class is one region: their memory must not grow without
+    end.
+    """
     height, width = mask.shape
     runs = find_runs(mask)
+    if runs is None:
+        return encode_classes(mask, classes)
     labels = label_runs(runs, height, width)
+    if labels.max() >= MAX_REGIONS:
+        return encode_classes(mask, classes)
     order = np.argsort(labels, kind="stable").astype(np.int32)
     bounds = np.append(np.flatnonzero(np.diff(labels[order])) + 1, len(order))
     del labels
@@ -108,6 +122,22 @@ def encode_regions(mask: UInt8Array, classes: int) -> list[tuple[int, str]]:
         encoded = coco_mask.frPyObjects({"size": [height, width], "counts": lengths.tolist()}, height, width)
         result.append((value, encoded["counts"].decode("ascii")))
     return sorted(result, key=lambda region: region[0])
+
+
+def encode_classes(mask: UInt8Array, classes: int) -> list[tuple[int, str]]:
+    """Return every class of a mask (H, W) and COCO's compressed run lengths of all its pixels. Void has none."""
+    height, width = mask.shape
+    turned = empty_like(mask, (width, height), np.uint8)  # COCO goes down the columns
+    result = []
+    for index in range(classes):
+        for left in range(0, width, columns := strip_rows(height)):
+            turned[left : left + columns] = index == mask[:, left : left + columns].T
+            for array in (mask, turned):
+                release(array)
+        with released(turned):
+            if turned.any():
+                result.append((index, coco_mask.encode(np.asarray(turned).T)["counts"].decode("ascii")))
+    return result
 
 
 def write_coco(path: Path, images: Callable[[], Iterable[Labelled]], labels: LabelSet) -> None:
