@@ -90,8 +90,8 @@ def test_large_images_are_segmented_alike(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("height", "width"), [(3_000, 40_000), (20_000, 30_000)])
-def test_two_gib_are_enough_for_any_shape(trained_run: Path, tmp_path: Path, height: int, width: int) -> None:
+@pytest.mark.parametrize(("height", "width", "fit"), [(3_000, 40_000, "false"), (20_000, 30_000, "true")])
+def test_two_gib_are_enough_for_any_shape(trained_run: Path, tmp_path: Path, height: int, width: int, fit: str) -> None:
     """Above the model and one tile of it, annotations included."""
     weights = trained_run / "model"
     base = peak_memory(command(weights, write_scenes(tmp_path / "tile", 1, (768, 768)), tmp_path / "base"))
@@ -100,7 +100,7 @@ def test_two_gib_are_enough_for_any_shape(trained_run: Path, tmp_path: Path, hei
     picture = np.tile(scene, (height // 500, width // 500, 1))
     assert cv2.imwrite(str(tmp_path / "large" / "large.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
     del picture
-    more = ["--annotations=coco", "--max_pixels=700000000", "--fit=false"]
+    more = ["--annotations=coco", "--max_pixels=700000000", f"--fit={fit}"]
     assert peak_memory(command(weights, tmp_path / "large", tmp_path / "masks", *more)) - base < 2048
     Image.MAX_IMAGE_PIXELS = None
     with Image.open(tmp_path / "masks" / "large.png") as mask:
