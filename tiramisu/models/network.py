@@ -281,15 +281,10 @@ def build_network(
     options = {name: value for name, value in config.items() if name not in NOT_OPTIONS} | changes
     try:
         architecture = SegmentationNetwork.architectures[str(config["architecture"])]
-        if shapes is not None:
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                planned = architecture(**options)
-            check_shapes({name: tuple(value.shape) for name, value in planned.state_dict().items()}, shapes,
-                         folder / WEIGHTS_FILE)  # fmt: skip
+        planned = _plan(architecture, options) if shapes is not None else None
+        if planned is not None and shapes is not None:
+            check_shapes(planned, shapes, folder / WEIGHTS_FILE)
         network = architecture(**options)
-    except NotImplementedError as error:  # an encoder that computes with its tensors while it is built
-        raise WeightsError(f"{folder / CONFIG_FILE}: its network cannot be planned: {error}") from error
     except (ValueError, TypeError, KeyError, RuntimeError, MemoryError, AttributeError, IndexError) as error:
         known = ", ".join(sorted(SegmentationNetwork.architectures))
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -298,6 +293,17 @@ def build_network(
         raise WeightsError(f"{folder / CONFIG_FILE} describes a network for images of at least {network.grid_size} "
                            f"pixels; {MAX_GRID} is the limit")  # fmt: skip
     return network
+
+
+def _plan(architecture: type[SegmentationNetwork], options: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of a network's tensors without allocating any; nothing where its encoder needs their values."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            network = architecture(**options)
+        except (NotImplementedError, RuntimeError):  # building it in earnest will tell
+            return None
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
 def library_versions() -> dict[str, str]:
