@@ -104,9 +104,10 @@ def test_damaged_weights_are_refused(saved: Path, damage, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("arch", ["unet", "fpn"])
-def test_smp_baseline_keeps_the_same_contract(tmp_path: Path, arch: str) -> None:
-    network = SmpNetwork(5, arch, "resnet18").eval()
+@pytest.mark.parametrize(("arch", "encoder"), [("unet", "resnet18"), ("fpn", "resnet18"), ("segformer", "mit_b0")])
+def test_smp_baseline_keeps_the_same_contract(tmp_path: Path, arch: str, encoder: str) -> None:
+    """The last one computes with its tensors while it is built."""
+    network = SmpNetwork(5, arch, encoder).eval()
     images = torch.rand(1, 3, 45, 67)
     logits = network(images)
     assert logits.shape == (1, 5, 45, 67)

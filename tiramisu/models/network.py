@@ -301,7 +301,7 @@ def _plan(architecture: type[SegmentationNetwork], options: Mapping[str, Any]) -
         warnings.simplefilter("ignore")
         try:
             network = architecture(**options)
-        except (NotImplementedError, RuntimeError):  # building it in earnest will tell
+        except (NotImplementedError, RuntimeError, ValueError, TypeError):  # building it in earnest will tell
             return None
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
