@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
+import tifffile
 from PIL import Image
 
 from tiramisu.data.streets import draw_scene
@@ -45,6 +47,21 @@ def transparent(mode: str) -> bytes:
     return encode(image.convert(mode), "PNG")
 
 
+def heic() -> bytes:
+    """The scene as phones store it."""
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(SCENE).save(buffer, quality=95)
+    return buffer.getvalue()
+
+
+def deep_planes() -> bytes:
+    """The scene in 16 bits, one colour after the other, compressed."""
+    buffer = io.BytesIO()
+    values = np.asarray(SCENE).transpose(2, 0, 1).astype(np.uint16) * 257
+    tifffile.imwrite(buffer, values, photometric="rgb", planarconfig="separate", compression="lzw", predictor=True)
+    return buffer.getvalue()
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims to be huge."""
 
@@ -72,6 +89,8 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "plain.tiff": lambda: encode(SCENE, "TIFF", compression="tiff_lzw"),
     "plain.gif": lambda: encode(SCENE, "GIF"),
     "plain.jp2": lambda: encode(SCENE, "JPEG2000"),
+    "plain.heic": heic,
+    "planes_16.tif": deep_planes,
     "plain.ppm": lambda: encode(SCENE, "PPM"),
     "palette.png": lambda: encode(SCENE.quantize(200), "PNG"),
     "grey.png": lambda: encode(SCENE.convert("L"), "PNG"),
