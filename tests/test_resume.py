@@ -100,20 +100,6 @@ def test_resuming_before_the_first_epoch_starts_anew(train_args: TrainArgs, tmp_
     assert (tmp_path / "runs" / "tiny" / "version_0" / "report.json").is_file()
 
 
-def test_ctrl_c_tells_how_to_go_on(train_args: TrainArgs, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tiramisu.train", *train_args("--trainer.max_epochs=500")]
-    run = tmp_path / "runs" / "tiny" / "version_0"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert errors.strip().splitlines()[-1].endswith(f"python -m tiramisu.train --resume {run}")
-    assert "Traceback" not in errors
-
-
 def break_checkpoint(run: Path, change) -> Path:
     path = run / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
