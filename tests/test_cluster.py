@@ -84,7 +84,7 @@ def test_files_that_are_no_results_are_never_overwritten(trained_run: Path, tmp_
     before = contents(images)
     with pytest.raises(SystemExit) as ended:
         main([str(images / "0000.png"), f"--output={images}", f"--weights={trained_run / 'model'}", "--executor=ray"])
-    assert ended.value.code == 3 and "no result of an earlier run" in capsys.readouterr().err
+    assert ended.value.code == 3 and "was not written by tiramisu" in capsys.readouterr().err
     assert before.items() <= contents(images).items()
 
 
